@@ -1,0 +1,31 @@
+"""Create or update dhis2_connection/dhis2-connection from Python: the same as prefect.yaml does."""
+
+from pathlib import Path
+
+from dotenv import load_dotenv
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.runner.storage import LocalStorage
+
+ENTRYPOINT = "flow.py:dhis2_connection_flow"
+
+
+def build_deployment() -> RunnerDeployment:
+    """Return the deployment, not yet known to the API."""
+    deployment = RunnerDeployment.from_entrypoint(
+        str(Path(__file__).parent / ENTRYPOINT),
+        name="dhis2-connection",
+        description="Checks that every stored DHIS2 server answers with its stored credentials.",
+        tags=["dhis2"],
+        schedule=CronSchedule(cron="*/15 * * * *", timezone="UTC"),
+        work_pool_name="default",
+    )
+    # Workers find the code in their own release, not where this program found it.
+    deployment.entrypoint = ENTRYPOINT
+    deployment.storage = LocalStorage(path="/opt/prefect/deployments/dhis2_connection")
+    return deployment
+
+
+if __name__ == "__main__":
+    load_dotenv()
+    print(build_deployment().apply())

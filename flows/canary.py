@@ -1,0 +1,29 @@
+"""A flow that shows that a worker host runs flows at all."""
+
+import platform
+import socket
+
+from dotenv import load_dotenv
+from prefect import flow, get_run_logger
+
+
+@flow(name="canary")
+def canary(host: str = "", token: str = "") -> dict[str, str]:
+    """Say where this run runs.
+
+    Args:
+        host: Host that the run was aimed at. It is logged, not checked: the caller compares it
+            with the hostname that comes back.
+        token: Any text; it comes back, so that the caller knows that the result is this run's.
+
+    Returns:
+        token, hostname and python (version).
+    """
+    hostname = socket.gethostname()
+    get_run_logger().info("Aimed at %s, running on %s.", host or "any host", hostname)
+    return {"token": token, "hostname": hostname, "python": platform.python_version()}
+
+
+if __name__ == "__main__":
+    load_dotenv()
+    print(canary())

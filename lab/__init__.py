@@ -1,0 +1,1 @@
+"""The local hosts: real systemd machines in containers, on one Linux machine."""

@@ -1,0 +1,1 @@
+"""What the example flows share: reading DHIS2, and scoring projections."""
