@@ -7,6 +7,7 @@ from typing import Any
 from dotenv import load_dotenv
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
+
 from prefect_examples.projections import ProjectionsError, read_values, score_groups
 
 DATA = Path(__file__).resolve().parent / "data"

@@ -233,7 +233,9 @@ class Fleet:
             "--network-alias", host.name, "--ip", str(host.address),
             "--systemd=always", "--device", "/dev/net/tun", *run_arguments(),
             "--restart=always", "--volume", f"{uv_cache}:/var/cache/uv",
-            image, "/sbin/init",
+            # Mounts must propagate as on a real machine, or systemd's credentials stay out of reach
+            # of the services that they are for.
+            image, "sh", "-c", "mount --make-rshared / && exec /sbin/init",
         )  # fmt: skip
         public_key = (self.state / "id_ed25519.pub").read_text()
         self.run(host.name, self._first_boot(public_key), check=True)

@@ -9,6 +9,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
+
 from prefect_dhis2 import Dhis2Credentials
 from prefect_examples.dhis2 import get_system_info
 

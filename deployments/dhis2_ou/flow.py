@@ -6,6 +6,7 @@ from typing import Any
 from dotenv import load_dotenv
 from prefect import flow, get_run_logger
 from prefect.artifacts import acreate_markdown_artifact
+
 from prefect_dhis2 import Dhis2Credentials
 from prefect_examples.dhis2 import count_by_level, iter_organisation_units
 

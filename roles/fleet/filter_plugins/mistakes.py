@@ -1,0 +1,146 @@
+"""The filter `fleet_mistakes`: everything that is wrong with an inventory, each with its fix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SINGLE_GROUPS = ("postgres", "prefect_server", "rustfs")
+POOL_TYPES = ("process",)
+SUPPORTED = ("Debian", "13")
+MINIMUM_SECRET = 16  # characters
+_MINIMUM_DISTINCT = 8  # different characters; fewer is a pattern, not a secret
+_DEFAULTS = ("admin", "changeme", "default", "password", "postgres", "prefect", "rustfs", "secret")
+_MAKE_SECRETS = "run: python scripts/make_secrets.py <your inventory>"
+
+
+def group_mistakes(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Groups that are empty, or that have more hosts than their role can serve."""
+    mistakes = []
+    if not groups.get("all"):
+        return [
+            "The inventory names no host: give one with -i, or boot the local hosts first "
+            "with: make lab"
+        ]
+    for group in (*SINGLE_GROUPS, "prefect_worker"):
+        hosts = groups.get(group, [])
+        if not hosts:
+            mistakes.append(f"The group {group!r} is empty: put a host into it in the inventory.")
+        elif group in SINGLE_GROUPS and len(hosts) > 1:
+            mistakes.append(
+                f"The group {group!r} has {len(hosts)} hosts ({', '.join(hosts)}): "
+                "leave one in it; several are not supported."
+            )
+    if len(groups.get("headscale", [])) > 1:
+        mistakes.append("The group 'headscale' has more than one host: leave one in it.")
+    return mistakes
+
+
+def host_mistakes(name: str, variables: Mapping[str, Any]) -> list[str]:
+    """A host that cannot be reached, or whose system is not supported."""
+    result = variables.get("__preflight_facts") or {}
+    if result.get("unreachable") or result.get("failed"):
+        said = " ".join(str(result.get("msg", "no answer")).split())
+        address = variables.get("ansible_host", name)
+        user = variables.get("ansible_user", "")
+        target = f"{user}@{address}" if user else str(address)
+        return [
+            f"{name} cannot be used: {said}. Try `ssh {target} sudo true`, then mend ansible_host, "
+            "ansible_user or the host itself."
+        ]
+    facts = variables.get("ansible_facts", {})
+    found = (facts.get("distribution"), str(facts.get("distribution_major_version")))
+    if found != SUPPORTED:
+        return [
+            f"{name} runs {found[0]} {found[1]}: only {' '.join(SUPPORTED)} is supported; "
+            "install that, or take the host out of the inventory."
+        ]
+    return []
+
+
+def secret_mistakes(secrets: Mapping[str, Any]) -> list[str]:
+    """Secrets that are missing, that everybody knows, that are weak or that break a program."""
+    mistakes = []
+    for name, value in secrets.items():
+        text = str(value or "")
+        lowered = text.lower()
+        if not text:
+            mistakes.append(f"The secret {name} is missing: {_MAKE_SECRETS}")
+        elif any(lowered.startswith(word) and len(text) < len(word) + 8 for word in _DEFAULTS):
+            mistakes.append(f"The secret {name} is a well-known default: remove it and {_MAKE_SECRETS}")
+        elif len(text) < MINIMUM_SECRET or len(set(text)) < _MINIMUM_DISTINCT:
+            mistakes.append(
+                f"The secret {name} is weak: at least {MINIMUM_SECRET} characters, "
+                f"{_MINIMUM_DISTINCT} of them different; remove it and {_MAKE_SECRETS}"
+            )
+        elif not text.isascii() or not text.isprintable() or set(text) & set(" '\"\\`"):
+            # Prefect's server answers 500 to everyone over a non-ASCII auth string (3.9.1), and
+            # quotes do not survive in an EnvironmentFile.
+            mistakes.append(
+                f"The secret {name} has a space, a quote, a backslash or a character outside "
+                "ASCII: use letters, digits and other signs"
+            )
+    return mistakes
+
+
+def pool_mistakes(pools: Any) -> list[str]:
+    """Work pools of a type that no worker here can serve, or that stand twice."""
+    mistakes, seen = [], set()
+    for pool in pools or []:
+        name = pool.get("name", "(no name)")
+        if pool.get("type") not in POOL_TYPES:
+            mistakes.append(
+                f"The work pool {name!r} in fleet_work_pools has the type {pool.get('type')!r}: "
+                f"write one of: {', '.join(POOL_TYPES)}"
+            )
+        if name in seen:
+            mistakes.append(f"The work pool {name!r} stands twice in fleet_work_pools: remove one.")
+        seen.add(name)
+    if not pools:
+        mistakes.append("fleet_work_pools is empty: name at least one work pool.")
+    return mistakes
+
+
+def tailnet_mistakes(
+    uses_tailscale: bool, groups: Mapping[str, Sequence[str]], auth_keys: Sequence[str]
+) -> list[str]:
+    """A tailnet that hosts have no way into."""
+    if not uses_tailscale or groups.get("headscale") or all(auth_keys):
+        return []
+    return [
+        "The fleet uses Tailscale but has neither an auth key nor a headscale host: set "
+        "tailscale_auth_key (a secret), or put a host into the group 'headscale', or set "
+        "fleet_interface to a private network's interface."
+    ]
+
+
+def fleet_mistakes(
+    hostvars: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, Sequence[str]],
+    settings: Mapping[str, Any],
+) -> list[str]:
+    """All mistakes of an inventory, in the order in which a person would mend them.
+
+    `settings` holds `uses_tailscale` (bool), `secrets` (names; their values are the same for every
+    host, so the first one's are looked at) and `work_pools` (list).
+    """
+    hosts = groups.get("all", [])
+    mistakes = group_mistakes(groups)
+    if not hosts:
+        return mistakes
+    for name in hosts:
+        mistakes += host_mistakes(name, hostvars[name])
+    keys = [str(hostvars[name].get("tailscale_auth_key") or "") for name in hosts]
+    mistakes += tailnet_mistakes(bool(settings["uses_tailscale"]), groups, keys)
+    values = hostvars[hosts[0]]
+    mistakes += secret_mistakes({name: values.get(name) for name in settings["secrets"]})
+    mistakes += pool_mistakes(settings["work_pools"])
+    return mistakes
+
+
+class FilterModule:
+    """Ansible's entry point."""
+
+    def filters(self) -> dict[str, Any]:
+        """The filters of this file by name."""
+        return {"fleet_mistakes": fleet_mistakes}

@@ -1,0 +1,137 @@
+#!/usr/bin/python
+"""A systemd service that is enabled, running, and running with what is on disk.
+
+Handlers are forgotten when a converge is interrupted between a change and its restart: the next run
+finds nothing to change and leaves the old process with the old settings for ever. So the restart
+hangs on what can be seen on the host: a file that is newer than the process that read it.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: fleet_service
+short_description: Enable and start a systemd service, and restart it when it runs with old files
+description:
+  - Restarts when the unit file, one of its drop-ins or one of I(files) changed after the service
+    was started, however long ago that was and whoever changed it.
+  - Symbolic links count by their own time, so switching one counts as a change.
+options:
+  name: {description: The unit with its suffix., type: str, required: true}
+  files:
+    description: Files that the service reads when it starts. Missing ones are passed over.
+    type: list
+    elements: path
+    default: []
+author: [prefect-fleet]
+"""
+
+RETURN = r"""
+why:
+  description: What was done and for which reason; empty when nothing was.
+  returned: always
+  type: list
+  elements: str
+"""
+
+_PROPERTIES = (
+    "ActiveState",
+    "UnitFileState",
+    "NeedDaemonReload",
+    "FragmentPath",
+    "DropInPaths",
+    "InactiveExitTimestamp",
+    "LoadState",
+)
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of `systemctl show --timestamp=us+utc`, 0 where there is none.
+
+    >>> parse_time("Sun 2026-11-22 05:46:11.250000 UTC")
+    1795326371.25
+    """
+    if not text or text == "n/a":
+        return 0.0
+    _, day, clock, _ = text.split()
+    moment = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S.%f")
+    return moment.replace(tzinfo=timezone.utc).timestamp()
+
+
+def newer_files(paths: list[str], started: float) -> list[str]:
+    """Those of the paths that exist and changed after `started` (seconds since the epoch)."""
+    return [path for path in paths if os.path.lexists(path) and os.lstat(path).st_mtime > started]
+
+
+class Service:
+    """One unit, as systemctl shows it."""
+
+    def __init__(self, module: AnsibleModule, name: str) -> None:
+        self._module = module
+        self._name = name
+        self.show()
+
+    def systemctl(self, *args: str) -> str:
+        """Run systemctl; ends the module with what it said when that fails."""
+        code, out, err = self._module.run_command(["systemctl", *args])
+        if code != 0:
+            self._module.fail_json(msg=f"systemctl {' '.join(args)}: {err.strip() or out.strip()}")
+        return out
+
+    def show(self) -> None:
+        """Read the unit's properties anew."""
+        wanted = ",".join(_PROPERTIES)
+        out = self.systemctl("show", "--timestamp=us+utc", f"--property={wanted}", self._name)
+        self._properties = dict(line.partition("=")[::2] for line in out.splitlines())
+
+    def __getitem__(self, name: str) -> str:
+        return self._properties.get(name, "")
+
+    def stale(self, files: list[str]) -> list[str]:
+        """The files that the running service has not read in their present form."""
+        units = [self["FragmentPath"], *self["DropInPaths"].split()]
+        return newer_files([*units, *files], parse_time(self["InactiveExitTimestamp"]))
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "files": {"type": "list", "elements": "path", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    name = module.params["name"]
+    service = Service(module, name)
+    why: list[str] = []
+    steps: list[tuple[str, ...]] = []
+    if service["NeedDaemonReload"] == "yes" or service["LoadState"] == "not-found":
+        # No change by itself: it only makes systemd read what is there.
+        if not module.check_mode:
+            service.systemctl("daemon-reload")
+            service.show()
+    if service["LoadState"] == "not-found" and not module.check_mode:
+        module.fail_json(msg=f"There is no unit {name} on this host.")
+    if service["UnitFileState"] not in ("enabled", "enabled-runtime", "static"):
+        why.append("enabled: it was not")
+        steps.append(("enable", name))
+    stale = service.stale(module.params["files"])
+    if service["ActiveState"] not in ("active", "activating", "reloading"):
+        why.append(f"started: it was {service['ActiveState']}")
+        steps.append(("start", name))
+    elif stale:
+        why.append(f"restarted: changed since it was started: {', '.join(stale)}")
+        steps.append(("restart", name))
+    if not module.check_mode:
+        for step in steps:
+            service.systemctl(*step)
+    module.exit_json(changed=bool(steps), why=why)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+#!/usr/bin/python
+"""A RustFS bucket and the one user that may use it.
+
+RustFS has no Ansible collection on the registries; its admin API is plain JSON over requests that
+are signed like S3's (Source: RustFS 1.0.1, admin API v3).
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from urllib.parse import quote
+
+from ansible.module_utils.basic import AnsibleModule
+
+try:
+    import boto3
+    from botocore.auth import SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.config import Config
+    from botocore.credentials import Credentials
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.httpsession import URLLib3Session
+except ImportError:
+    boto3 = None
+
+DOCUMENTATION = r"""
+module: rustfs_bucket
+short_description: Create a bucket of RustFS with a user that can reach nothing else
+description:
+  - Reads what there is, compares, and changes only what differs.
+  - A user whose secret key no longer works gets the given one.
+options:
+  endpoint_url: {description: Where RustFS listens., type: str, required: true}
+  region: {description: Region that requests are signed for., type: str, default: us-east-1}
+  root_access_key: {description: RustFS's root access key., type: str, required: true}
+  root_secret_key: {description: RustFS's root secret key., type: str, required: true}
+  name: {description: The bucket., type: str, required: true}
+  access_key: {description: Access key of the bucket's user., type: str, required: true}
+  secret_key: {description: Secret key of the bucket's user., type: str, required: true}
+author: [prefect-fleet]
+"""
+
+RETURN = r"""
+changes:
+  description: What was done, in words.
+  returned: always
+  type: list
+  elements: str
+"""
+
+_TIMEOUT = 30  # seconds, for connecting and for reading
+
+
+def policy_for(bucket: str) -> dict[str, object]:
+    """The policy that lets its holder use one bucket, and no other and nothing else."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:ListBucket", "s3:GetBucketLocation"],
+                "Resource": [f"arn:aws:s3:::{bucket}"],
+            },
+            {
+                "Effect": "Allow",
+                "Action": [
+                    "s3:GetObject",
+                    "s3:PutObject",
+                    "s3:DeleteObject",
+                    "s3:AbortMultipartUpload",
+                    "s3:ListMultipartUploadParts",
+                ],
+                "Resource": [f"arn:aws:s3:::{bucket}/*"],
+            },
+        ],
+    }
+
+
+def same_policy(one: object, other: object) -> bool:
+    """Whether two policies say the same; the order in lists means nothing."""
+
+    def normal(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: normal(item) for key, item in value.items() if item not in ("", {}, [])}
+        if isinstance(value, list):
+            return sorted((normal(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+        return value
+
+    return normal(one) == normal(other)
+
+
+class Admin:
+    """RustFS's admin API, as its root user."""
+
+    def __init__(self, endpoint_url: str, region: str, access_key: str, secret_key: str) -> None:
+        self._endpoint_url = endpoint_url.rstrip("/")
+        self._auth = SigV4Auth(Credentials(access_key, secret_key), "s3", region)
+        self._session = URLLib3Session(timeout=_TIMEOUT)
+
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, str]:
+        """Send one signed request; gives back its status and text."""
+        data = json.dumps(body).encode() if body is not None else b""
+        url = f"{self._endpoint_url}/rustfs/admin/v3/{path}"
+        request = AWSRequest(method=method, url=url, data=data)
+        request.headers["X-Amz-Content-SHA256"] = "UNSIGNED-PAYLOAD"
+        request.context["payload_signing_enabled"] = False
+        self._auth.add_auth(request)
+        response = self._session.send(request.prepare())
+        return response.status_code, response.text
+
+    def change(self, method: str, path: str, body: object = None) -> None:
+        """Send a request that must succeed, else RuntimeError with what RustFS said."""
+        status, text = self.call(method, path, body)
+        if status >= 300:
+            raise RuntimeError(f"RustFS answered {status} to {method} {path.split('?')[0]}: {text}")
+
+    def read(self, path: str) -> dict[str, object]:
+        """The JSON object at a path, empty where RustFS has no such thing."""
+        status, text = self.call("GET", path)
+        if status == 404 or (status >= 300 and "not exist" in text):
+            return {}
+        if status >= 300:
+            raise RuntimeError(f"RustFS answered {status} to GET {path.split('?')[0]}: {text}")
+        return json.loads(text)
+
+
+def s3_client(endpoint_url: str, region: str, access_key: str, secret_key: str):
+    """An S3 client for RustFS: path addressing, one try more at the most."""
+    config = Config(
+        s3={"addressing_style": "path"},
+        connect_timeout=_TIMEOUT,
+        read_timeout=_TIMEOUT,
+        retries={"max_attempts": 2},
+    )
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=config,
+    )
+
+
+def works(client, bucket: str) -> bool:
+    """Whether the client's user can really write, read and delete in the bucket."""
+    key = f".fleet-check/{uuid.uuid4()}"
+    try:
+        client.put_object(Bucket=bucket, Key=key, Body=b"check")
+        same = client.get_object(Bucket=bucket, Key=key)["Body"].read() == b"check"
+        client.delete_object(Bucket=bucket, Key=key)
+    except ClientError:
+        return False
+    return same
+
+
+def wanted_changes(admin: Admin, root, user, params: dict[str, str]) -> list[tuple[str, object]]:
+    """Pairs of a sentence and a function that does it, for what is not as it should be."""
+    bucket, access_key = params["name"], quote(params["access_key"], safe="")
+    policy, policy_name = policy_for(bucket), quote(f"bucket-{bucket}", safe="")
+    changes: list[tuple[str, object]] = []
+    if bucket not in {entry["Name"] for entry in root.list_buckets()["Buckets"]}:
+        changes.append((f"create bucket {bucket}", lambda: root.create_bucket(Bucket=bucket)))
+    found = admin.read(f"info-canned-policy?name={policy_name}").get("policy", {})
+    found = json.loads(found) if isinstance(found, str) else found
+    if not same_policy(found, policy):
+        path = f"add-canned-policy?name={policy_name}"
+        changes.append((f"write policy of {bucket}", lambda: admin.change("PUT", path, policy)))
+    account = admin.read(f"user-info?accessKey={access_key}")
+    enabled = account.get("status") == "enabled"
+    if not enabled or not (changes or works(user, bucket)):
+        body = {"secretKey": params["secret_key"], "status": "enabled"}
+        path_user = f"add-user?accessKey={access_key}"
+        changes.append((f"write user of {bucket}", lambda: admin.change("PUT", path_user, body)))
+    if account.get("policyName") != f"bucket-{bucket}":
+        body_attach = {"policies": [f"bucket-{bucket}"], "user": params["access_key"]}
+        changes.append(
+            (
+                f"let that user use {bucket}",
+                lambda: admin.change("POST", "idp/builtin/policy/attach", body_attach),
+            )
+        )
+    return changes
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    keys = {"root_access_key": False, "root_secret_key": True, "access_key": False, "secret_key": True}
+    module = AnsibleModule(
+        argument_spec={
+            "endpoint_url": {"type": "str", "required": True},
+            "region": {"type": "str", "default": "us-east-1"},
+            "name": {"type": "str", "required": True},
+            **{key: {"type": "str", "required": True, "no_log": True} for key in keys},
+        },
+        supports_check_mode=True,
+    )
+    if boto3 is None:
+        module.fail_json(msg="This host lacks boto3: install Debian's package python3-boto3.")
+    params = module.params
+    endpoint, region = params["endpoint_url"], params["region"]
+    try:
+        admin = Admin(endpoint, region, params["root_access_key"], params["root_secret_key"])
+        root = s3_client(endpoint, region, params["root_access_key"], params["root_secret_key"])
+        user = s3_client(endpoint, region, params["access_key"], params["secret_key"])
+        changes = wanted_changes(admin, root, user, params)
+        if not module.check_mode:
+            for _, change in changes:
+                change()
+            if changes and not works(user, params["name"]):
+                raise RuntimeError(f"the user of bucket {params['name']} cannot use it")
+    except (RuntimeError, BotoCoreError, ClientError) as error:
+        module.fail_json(msg=f"RustFS at {endpoint}: {error}")
+    module.exit_json(changed=bool(changes), changes=[sentence for sentence, _ in changes])
+
+
+if __name__ == "__main__":
+    main()

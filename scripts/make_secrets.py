@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Generate the secrets that an inventory lacks: `make_secrets.py INVENTORY`.
+
+They go to group_vars/all/secrets.yml beside the inventory, readable by its owner alone, and
+encrypted where ansible.cfg or ANSIBLE_VAULT_PASSWORD_FILE names a vault password file. Secrets that
+are there already stay as they are. Exit status: 0 done, 1 the file cannot be read or written.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import string
+import sys
+from pathlib import Path
+
+import yaml
+from ansible import constants
+from ansible.cli import CLI
+from ansible.errors import AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.parsing.vault import VaultLib
+
+_LENGTH = 40  # characters of 62 kinds each: 238 bits
+_ALPHABET = string.ascii_letters + string.digits
+_DEFAULTS = Path(__file__).resolve().parent.parent / "roles/fleet/defaults/main/main.yml"
+
+
+def secret_names() -> list[str]:
+    """The names of the secrets that the fleet needs, from its role's defaults."""
+    return yaml.safe_load(_DEFAULTS.read_text())["fleet_secrets"]
+
+
+def secrets_file(inventory: Path) -> Path:
+    """Where the secrets of an inventory (a folder or a file in one) stand."""
+    folder = inventory if inventory.is_dir() else inventory.parent
+    return folder / "group_vars/all/secrets.yml"
+
+
+def complete(path: Path, names: list[str]) -> list[str]:
+    """Write the secrets that are missing in a file; gives back their names.
+
+    Raises:
+        AnsibleError: the file is encrypted and no password, or a wrong one, is configured.
+        OSError: the file cannot be written.
+    """
+    loader = DataLoader()
+    keys = CLI.setup_vault_secrets(
+        loader, constants.DEFAULT_VAULT_IDENTITY_LIST, auto_prompt=False
+    )
+    loader.set_vault_secrets(keys)
+    present = dict(loader.load_from_file(str(path)) or {}) if path.exists() else {}
+    missing = [name for name in names if not present.get(name)]
+    if not missing:
+        return []
+    for name in missing:
+        present[name] = "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+    data = yaml.safe_dump({str(key): str(value) for key, value in present.items()}).encode()
+    if keys:
+        data = VaultLib(keys).encrypt(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    partial.rename(path)
+    return missing
+
+
+def main(argv: list[str]) -> int:
+    """Generate, and say what was generated."""
+    if len(argv) != 1 or not Path(argv[0]).exists():
+        print("usage: make_secrets.py INVENTORY (a folder or file that exists)", file=sys.stderr)
+        return 1
+    path = secrets_file(Path(argv[0]))
+    try:
+        made = complete(path, secret_names())
+    except (AnsibleError, OSError) as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return 1
+    print(f"{path}: generated {', '.join(made)}" if made else f"{path}: nothing is missing")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

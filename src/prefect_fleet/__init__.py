@@ -1,0 +1,1 @@
+"""Programs and parts that run a fleet of Prefect hosts."""

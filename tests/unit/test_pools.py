@@ -1,0 +1,119 @@
+"""Work pools from a list."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import WorkPool
+
+from prefect_fleet.pools import main
+
+
+@pytest.fixture
+def run(tmp_path: Path, prefect_api: str, last_json):
+    """Return a function that runs the program with a list of pools and returns what it says."""
+
+    def run(*pools: dict) -> dict[str, str]:
+        path = tmp_path / "pools.json"
+        path.write_text(json.dumps(pools))
+        assert main([str(path)]) == 0
+        return {pool["name"]: pool["status"] for pool in last_json()["work_pools"]}
+
+    return run
+
+
+def read_pool(name: str) -> WorkPool:
+    async def read() -> WorkPool:
+        async with get_client() as client:
+            return await client.read_work_pool(name)
+
+    return asyncio.run(read())
+
+
+def test_pools_are_made_changed_and_left_alone(run):
+    first = {"name": "first", "type": "process", "concurrency_limit": None}
+    second = {"name": "second", "type": "process", "concurrency_limit": 2}
+    assert run(first, second) == {"first": "new", "second": "new"}
+    pool = read_pool("second")
+    assert (pool.type, pool.concurrency_limit) == ("process", 2)
+    assert "command" in pool.base_job_template["variables"]["properties"]
+    assert run(first, second) == {"first": "unchanged", "second": "unchanged"}
+    assert run(first, second | {"concurrency_limit": 0}) == {
+        "first": "unchanged",
+        "second": "changed",
+    }
+    assert read_pool("second").concurrency_limit == 0
+    assert run({"name": "second", "type": "process"}) == {"second": "changed"}
+    assert read_pool("second").concurrency_limit is None
+
+
+def test_what_the_file_does_not_say_stays(run):
+    run({"name": "paused", "type": "process"})
+
+    async def pause() -> None:
+        async with get_client() as client:
+            await client.update_work_pool(
+                "paused", WorkPoolUpdate(is_paused=True, description="by hand")
+            )
+
+    asyncio.run(pause())
+    assert run({"name": "paused", "type": "process", "concurrency_limit": 3}) == {
+        "paused": "changed"
+    }
+    pool = read_pool("paused")
+    assert (pool.is_paused, pool.description, pool.concurrency_limit) == (True, "by hand", 3)
+
+
+def test_another_type_is_refused_before_anything_changes(run, tmp_path: Path, capsys):
+    run({"name": "typed", "type": "process"}, {"name": "other", "type": "process"})
+
+    async def make_foreign_pool() -> None:
+        async with get_client() as client:
+            await client.create_work_pool(WorkPoolCreate(name="foreign", type="docker"))
+
+    asyncio.run(make_foreign_pool())
+    path = tmp_path / "pools.yaml"
+    path.write_text(
+        "- {name: other, type: process, concurrency_limit: 9}\n- {name: foreign, type: process}\n"
+    )
+    assert main([str(path)]) == 1
+    assert "foreign: has type docker, which can't become process" in capsys.readouterr().err
+    assert read_pool("other").concurrency_limit is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", ["is no list of work pools"]),
+        ("[]", ["is no list of work pools"]),
+        (
+            "- {name: a, type: process}\n- {name: a, type: process}",
+            ["work pool a: is listed twice"],
+        ),
+        (
+            "- {type: process}\n- {name: b, type: proces, x: 1}\n- text",
+            ["number 1: name is missing", "b: x is not known", "number 3: is a str"],
+        ),
+        ("- {name: b, type: proces}", ["b: no worker of type 'proces' is installed; known: "]),
+        ("- {name: b, type: process, concurrency_limit: -1}", ["b: concurrency_limit is no"]),
+        ("- {name: b, type: process, concurrency_limit: true}", ["concurrency_limit is a bool"]),
+        ("- {name: b, type: process, concurrency_limit: '2'}", ["concurrency_limit is a str"]),
+        ("- {name: [", ["pools.yaml, line 1: is not YAML"]),
+    ],
+)
+def test_faults_are_named_together(tmp_path: Path, capsys, content: str, said: list[str]):
+    path = tmp_path / "pools.yaml"
+    path.write_text(content)
+    assert main([str(path)]) == 1
+    printed = capsys.readouterr()
+    for text in said:
+        assert text in printed.err
+    assert not printed.out
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys):
+    assert main([str(tmp_path / "none.json")]) == 1
+    assert "none.json: can't be read" in capsys.readouterr().err
