@@ -1,6 +1,7 @@
 """Read the YAML or JSON files that the programs of this package are given."""
 
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ def read_file(path: Path, *, secret: bool = False) -> Any:
     """Return the content of a YAML file; JSON is YAML, so it may be either.
 
     Args:
-        path: the file.
+        path: the file; `-` is standard input.
         secret: it holds secrets, so it must not be open to every user of the host.
 
     Raises:
         InputError: can't be read, is no YAML, or is a secret that every user may read.
     """
     try:
+        if str(path) == "-":
+            return yaml.safe_load(sys.stdin)
         with path.open(encoding="utf-8") as file:
             mode = stat.S_IMODE(path.stat().st_mode)
             if secret and mode & 0o007:

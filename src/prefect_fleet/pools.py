@@ -1,8 +1,9 @@
 """Create or update the work pools that a file lists: `python -m prefect_fleet.pools FILE`.
 
-FILE is YAML or JSON: `[{"name": "default", "type": "process", "concurrency_limit": null}, …]`.
-Pools that it does not list, and everything else of those that it does (paused, base job
-template), stay as they are. The last line of stdout is
+FILE is YAML or JSON: `[{"name": "default", "type": "process", "concurrency_limit": null,
+"work_queues": ["host-a"]}, …]`; the last two keys may be left out. Pools and work queues that it
+does not list, and everything else of the pools that it does (paused, base job template), stay as
+they are. The last line of stdout is
 `{"work_pools": [{"name": "default", "status": "new|changed|unchanged"}]}`.
 Exit status: 0 done, 1 nothing or not everything was done (reasons on stderr), 2 wrong usage.
 """
@@ -34,11 +35,14 @@ class Pool:
         name: its name.
         type: its worker type, for example process; Prefect can't change it later.
         concurrency_limit: flow runs at a time over all workers; None for no limit.
+        work_queues: queues that it must have. A worker that is started for a queue that is not
+            there gets no runs at all, not even those of its other queues.
     """
 
     name: str
     type: str
     concurrency_limit: int | None
+    work_queues: tuple[str, ...] = ()
 
 
 def parse_pools(entries: Any) -> list[Pool]:
@@ -66,14 +70,21 @@ def parse_pools(entries: Any) -> list[Pool]:
 
 
 def _parse_pool(entry: Any) -> Pool:
-    require_mapping(entry, required={"name": str, "type": str}, optional={"concurrency_limit": int})
+    require_mapping(
+        entry,
+        required={"name": str, "type": str},
+        optional={"concurrency_limit": int, "work_queues": list},
+    )
     limit = entry.get("concurrency_limit")
     if limit == "" or (limit is not None and limit < 0):
         raise InputError("concurrency_limit is no number from 0; write null for no limit")
     if _worker_class(entry["type"]) is None:
         known = ", ".join(sorted(BaseWorker.get_all_available_worker_types()))
         raise InputError(f"no worker of type {entry['type']!r} is installed; known: {known}")
-    return Pool(entry["name"], entry["type"], limit)
+    queues = entry.get("work_queues") or []
+    if not all(isinstance(queue, str) and queue for queue in queues):
+        raise InputError("work_queues holds something that is no name; write [host-a, host-b]")
+    return Pool(entry["name"], entry["type"], limit, tuple(queues))
 
 
 def _worker_class(worker_type: str) -> type[BaseWorker[Any, Any, Any]] | None:
@@ -112,6 +123,13 @@ async def _read(client: PrefectClient, name: str) -> WorkPool | None:
 
 
 async def _ensure(client: PrefectClient, pool: Pool, existing: WorkPool | None) -> Status:
+    status = await _ensure_pool(client, pool, existing)
+    if await _add_queues(client, pool) and status == "unchanged":
+        return "changed"
+    return status
+
+
+async def _ensure_pool(client: PrefectClient, pool: Pool, existing: WorkPool | None) -> Status:
     if existing is None:
         worker_class = _worker_class(pool.type)
         assert worker_class is not None, "parse_pools refuses types without a worker"
@@ -131,6 +149,19 @@ async def _ensure(client: PrefectClient, pool: Pool, existing: WorkPool | None) 
         pool.name, WorkPoolUpdate(concurrency_limit=pool.concurrency_limit)
     )
     return "changed"
+
+
+async def _add_queues(client: PrefectClient, pool: Pool) -> bool:
+    """Create the queues that are missing, and tell whether there were any."""
+    missing = []
+    for queue in dict.fromkeys(pool.work_queues):
+        try:
+            await client.read_work_queue_by_name(queue, work_pool_name=pool.name)
+        except ObjectNotFound:
+            missing.append(queue)
+    for queue in missing:
+        await client.create_work_queue(queue, work_pool_name=pool.name)
+    return bool(missing)
 
 
 def main(arguments: list[str] | None = None) -> int:

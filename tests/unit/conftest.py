@@ -1,10 +1,14 @@
 """What the unit tests share: a Prefect server of their own and a stand-in for DHIS2."""
 
+import contextlib
 import json
 import os
+import shutil
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,18 +30,45 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
+def prefect_api(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[str]:
     """Address of a Prefect server that this session alone uses, for subprocesses too."""
+    import prefect
     from prefect.settings import get_current_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=90):
-        url = get_current_settings().api.url
-        assert url
-        with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("prefect-database")
+    database = folder / "prefect-test.db"
+    # Most of a start goes into migrating an empty database, so pytest's cache keeps a migrated one.
+    cache = folder
+    if pytestconfig.cache:
+        cache = pytestconfig.cache.mkdir(f"prefect-{prefect.__version__}")
+    migrated = cache / "migrated.db"
+    if migrated.exists():
+        shutil.copy(migrated, database)
+    with pytest.MonkeyPatch.context() as patch:
+        # The harness has no parameter for the place of its database.
+        patch.setattr("prefect.testing.utilities.mkdtemp", lambda: str(folder))
+        with prefect_test_harness(server_startup_timeout=120):
+            if not migrated.exists():
+                copy_database(database, migrated)
+            url = get_current_settings().api.url
+            assert url
             patch.setenv("PREFECT_API_URL", url)
             patch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
             yield url
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database that is in use; `target` appears only when it is whole."""
+    part = target.with_suffix(".part")
+    with (
+        contextlib.closing(sqlite3.connect(source)) as database,
+        contextlib.closing(sqlite3.connect(part)) as copy,
+    ):
+        database.backup(copy)
+    part.rename(target)
 
 
 @pytest.fixture(scope="session")

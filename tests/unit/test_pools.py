@@ -50,6 +50,23 @@ def test_pools_are_made_changed_and_left_alone(run):
     assert read_pool("second").concurrency_limit is None
 
 
+def read_queues(pool: str) -> set[str]:
+    async def read() -> set[str]:
+        async with get_client() as client:
+            return {queue.name for queue in await client.read_work_queues(pool)}
+
+    return asyncio.run(read())
+
+
+def test_missing_queues_are_added_and_others_stay(run):
+    pool = {"name": "queued", "type": "process", "work_queues": ["host-a"]}
+    assert run(pool) == {"queued": "new"}
+    assert run(pool) == {"queued": "unchanged"}
+    assert read_queues("queued") == {"default", "host-a"}
+    assert run(pool | {"work_queues": ["default", "host-b", "host-b"]}) == {"queued": "changed"}
+    assert read_queues("queued") == {"default", "host-a", "host-b"}
+
+
 def test_what_the_file_does_not_say_stays(run):
     run({"name": "paused", "type": "process"})
 
@@ -101,6 +118,8 @@ def test_another_type_is_refused_before_anything_changes(run, tmp_path: Path, ca
         ("- {name: b, type: process, concurrency_limit: -1}", ["b: concurrency_limit is no"]),
         ("- {name: b, type: process, concurrency_limit: true}", ["concurrency_limit is a bool"]),
         ("- {name: b, type: process, concurrency_limit: '2'}", ["concurrency_limit is a str"]),
+        ("- {name: b, type: process, work_queues: [1]}", ["b: work_queues holds something"]),
+        ("- {name: b, type: process, work_queues: q}", ["work_queues is a str, not a list"]),
         ("- {name: [", ["pools.yaml, line 1: is not YAML"]),
     ],
 )

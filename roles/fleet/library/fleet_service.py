@@ -9,6 +9,9 @@ hangs on what can be seen on the host: a file that is newer than the process tha
 from __future__ import annotations
 
 import os
+import time
+import urllib.error
+import urllib.request
 from datetime import datetime, timezone
 
 from ansible.module_utils.basic import AnsibleModule
@@ -27,6 +30,13 @@ options:
     type: list
     elements: path
     default: []
+  health_url:
+    description:
+      - Where the service says that it is well, with status 200. The module waits for that, and fails
+        with the end of the unit's journal when it does not come or the service keeps ending.
+    type: str
+    default: ""
+  health_seconds: {description: How long to wait for it., type: int, default: 180}
 author: [prefect-fleet]
 """
 
@@ -46,7 +56,10 @@ _PROPERTIES = (
     "DropInPaths",
     "InactiveExitTimestamp",
     "LoadState",
+    "NRestarts",
 )
+_RESTARTS_TOLERATED = 5
+_JOURNAL_LINES = 25
 
 
 def parse_time(text: str) -> float:
@@ -97,12 +110,44 @@ class Service:
         return newer_files([*units, *files], parse_time(self["InactiveExitTimestamp"]))
 
 
+def answers(url: str) -> bool:
+    """Whether the URL answers 200 within five seconds; no proxy is asked."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait_for_health(module: AnsibleModule, service: Service, url: str, seconds: int) -> None:
+    """Return when the URL answers; ends the module with the unit's journal if it does not."""
+    service.show()
+    restarts = int(service["NRestarts"] or 0)
+    deadline = time.monotonic() + seconds
+    while not answers(url):
+        service.show()
+        ended = int(service["NRestarts"] or 0) - restarts
+        if ended > _RESTARTS_TOLERATED or time.monotonic() > deadline:
+            name = module.params["name"]
+            happened = f"ended {ended} times" if ended else f"did not answer within {seconds} s"
+            _, journal, _ = module.run_command(
+                ["journalctl", "--unit", name, "--lines", str(_JOURNAL_LINES), "--no-pager", "--output=cat"]
+            )
+            module.fail_json(
+                msg=f"{name} {happened} while {url} was asked. The end of its journal:\n{journal}"
+            )
+        time.sleep(0.5)
+
+
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "path", "default": []},
+            "health_url": {"type": "str", "default": ""},
+            "health_seconds": {"type": "int", "default": 180},
         },
         supports_check_mode=True,
     )
@@ -130,6 +175,9 @@ def main() -> None:
     if not module.check_mode:
         for step in steps:
             service.systemctl(*step)
+        if module.params["health_url"]:
+            health = module.params["health_url"], module.params["health_seconds"]
+            wait_for_health(module, service, *health)
     module.exit_json(changed=bool(steps), why=why)
 
 
