@@ -331,7 +331,8 @@ Host {host.name}
             **self.variables,
             "prefect_deploy_dhis2_servers": [
                 {
-                    "name": "lab-standin",
+                    # The name that the flow dhis2-ou reads by default.
+                    "name": "dhis2",
                     "base_url": f"http://{self.host(self.far_end).address}:{STANDIN_PORT}",
                     "username": "lab",
                     "password": self._standin_password(),

@@ -38,7 +38,7 @@ def read_file(path: Path, *, secret: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8: {error.reason}") from error
     except yaml.YAMLError as error:
-        # Only the place: PyYAML's own message quotes the line, which can hold a secret.
+        # Only the place: PyYAML's own message can quote a piece of the value, such as *alias.
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{place}: is not YAML") from error

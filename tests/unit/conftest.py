@@ -41,9 +41,8 @@ def prefect_api(
     folder = tmp_path_factory.mktemp("prefect-database")
     database = folder / "prefect-test.db"
     # Most of a start goes into migrating an empty database, so pytest's cache keeps a migrated one.
-    cache = folder
-    if pytestconfig.cache:
-        cache = pytestconfig.cache.mkdir(f"prefect-{prefect.__version__}")
+    kept = getattr(pytestconfig, "cache", None)  # not there with -p no:cacheprovider
+    cache = kept.mkdir(f"prefect-{prefect.__version__}") if kept else folder
     migrated = cache / "migrated.db"
     if migrated.exists():
         shutil.copy(migrated, database)

@@ -86,7 +86,7 @@ def test_a_file_open_to_everyone_is_refused(write, capsys, mode: int):
 
 def test_broken_yaml_is_not_quoted(tmp_path: Path, capsys):
     path = tmp_path / "results.yaml"
-    path.write_text("secret_key: 's3cret-key\nname: results\n")
+    path.write_text("secret_key: *s3cret-key\nname: results\n")
     path.chmod(0o600)
     assert main([str(path)]) == 1
     error = capsys.readouterr().err
