@@ -25,6 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="remove the hosts, their network and mounts")
     commands.add_parser("reset", help="down, then up: new hosts")
     commands.add_parser("status", help="one line a host")
+    reboot = commands.add_parser("reboot", help="reboot hosts, or all of them, and wait")
+    reboot.add_argument("hosts", nargs="*", metavar="host")
     ssh = commands.add_parser("ssh", help="a shell, or one command, on a host")
     ssh.add_argument("host")
     ssh.add_argument("args", nargs=argparse.REMAINDER, metavar="command")
@@ -62,6 +64,8 @@ def main() -> int:
             case "reset":
                 fleet.down()
                 fleet.up()
+            case "reboot":
+                fleet.reboot(arguments.hosts)
             case "status":
                 print(fleet.status())
             case "ssh":

@@ -139,6 +139,21 @@ class Fleet:
             self.inventory.rmdir()
         print(f"lab: fleet {self.name!r} is down, nothing of it is left")
 
+    def reboot(self, names: list[str]) -> None:
+        """Reboot hosts, all of them at once if none is named, and wait until they are back."""
+        hosts = [self.host(name) for name in names] or list(self.hosts)
+        before = {host.name: self._started(host) for host in hosts}
+        for host in hosts:
+            self.run(host.name, "systemctl reboot")
+        for host in hosts:
+            self._wait_for_boot(host, before[host.name])
+        print(f"lab: rebooted {', '.join(host.name for host in hosts)}")
+
+    def _started(self, host: Host) -> str:
+        """When the host's systemd was started, in microseconds of the machine's clock."""
+        script = "systemctl show --value --property=UserspaceTimestampMonotonic"
+        return self.run(host.name, script).stdout.strip()
+
     def status(self) -> str:
         """A table of the hosts: state of systemd, addresses, failed units, groups."""
         rows = [("HOST", "SYSTEMD", "ADDRESS", "TAILNET", "FAILED UNITS", "GROUPS")]
@@ -265,12 +280,14 @@ END
             printf 'cache-dir = "/var/cache/uv"\\nlink-mode = "copy"\\n' > /etc/uv/uv.toml
         """
 
-    def _wait_for_boot(self, host: Host) -> None:
+    def _wait_for_boot(self, host: Host, not_started: str = "") -> None:
+        """Wait for a systemd that was started at another time than `not_started`."""
         deadline = time.monotonic() + _BOOT_SECONDS
         state = ""
         while time.monotonic() < deadline:
             state = self.run(host.name, "systemctl is-system-running").stdout.strip()
-            if state in ("running", "degraded") and self._answers(host):
+            booted = state in ("running", "degraded") and self._started(host) != not_started
+            if booted and self._answers(host):
                 return
             time.sleep(0.5)
         raise LabError(f"{host.name} did not boot in {_BOOT_SECONDS} s (systemd says {state!r})")
@@ -342,9 +359,10 @@ Host {host.name}
         inventory = {"all": {"children": groups, "vars": variables}}
         self.inventory.mkdir(parents=True, exist_ok=True)
         path = self.inventory / "hosts.yml"
-        text = f"# Written by `python -m lab up`: edit lab/fleets.toml instead.\n{yaml.safe_dump(inventory, sort_keys=False)}"
-        path.touch(mode=0o600)
-        path.write_text(text)
+        head = "# Written by `python -m lab up`: edit lab/fleets.toml instead.\n"
+        path.touch()
+        path.chmod(0o600)  # it holds a password, and may have been there with another mode
+        path.write_text(head + yaml.safe_dump(inventory, sort_keys=False))
 
     def _standin_password(self) -> str:
         path = self.state / "standin_password"

@@ -1,7 +1,7 @@
 """The hosts' image: a bare Debian 13 with systemd, sshd and Python, as a cloud's would be.
 
-The image is made once per recipe: its tag is a digest of everything that goes into it, the machine's
-own CA certificates and apt settings among it.
+The image is made once per recipe: its tag is a digest of everything that goes into it, the
+machine's own CA certificates and apt settings among it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ PACKAGES = (
     "iputils-ping,curl"
 )
 
+_STOCK_CERTIFICATES = Path("/usr/share/ca-certificates/mozilla")
+
 # What the stock image of a provider would not have, in the order in which it is done.
 # - systemd-modules-load cannot work in a container, and would leave every host "degraded".
 # - Each host makes its own machine id and ssh host keys at its first boot.
@@ -36,7 +38,7 @@ printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStart
 cp "$LAB_EXTRAS"/*.crt "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
 cp "$LAB_EXTRAS/apt.conf" "$root/etc/apt/apt.conf.d/90machine"
 chroot "$root" update-ca-certificates >/dev/null 2>&1
-"""
+"""  # noqa: E501 - the script is part of the image's digest
 
 
 def machine_certificates() -> list[str]:
@@ -53,13 +55,13 @@ def machine_certificates() -> list[str]:
 
 def added_certificates() -> list[str]:
     """Those of `machine_certificates` that did not come with the distribution's own package."""
-    stock_dir = Path("/usr/share/ca-certificates/mozilla")
-    stock = {_body(path.read_text()) for path in stock_dir.glob("*.crt")}
+    stock = {_body(path.read_text()) for path in _STOCK_CERTIFICATES.glob("*.crt")}
     return [pem for pem in machine_certificates() if _body(pem) not in stock]
 
 
 def _body(pem: str) -> str:
-    return "".join(line for line in pem.split() if "-----" not in line).replace("CERTIFICATE", "")
+    """What is between the BEGIN and END of a certificate, however its lines are broken."""
+    return "".join(word for word in pem.split() if "-----" not in word)
 
 
 def apt_settings() -> str:
@@ -111,7 +113,7 @@ def ensure_image() -> str:
     with tempfile.TemporaryDirectory(prefix="prefect-fleet-image-") as scratch:
         extras = Path(scratch) / "extras"
         extras.mkdir()
-        os.chmod(scratch, 0o755)
+        Path(scratch).chmod(0o755)  # mmdebstrap may run as another user
         for number, pem in enumerate(certificates):
             (extras / f"machine-{number}.crt").write_text(pem + "\n")
         (extras / "apt.conf").write_text(apt_settings())

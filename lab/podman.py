@@ -53,7 +53,7 @@ def missing_packages() -> list[str]:
     missing |= {
         package
         for package, places in _HELPERS.items()
-        if not any(os.path.exists(place) for place in places)
+        if not any(Path(place).exists() for place in places)
     }
     return sorted(missing)
 
@@ -80,10 +80,10 @@ def ensure_tools() -> None:
     subprocess.run(install, check=True, env=environment, stdout=quiet)
 
 
-def _unified_cgroups() -> bool:
-    """Whether /sys/fs/cgroup is itself cgroup v2 (Source: cgroups(7))."""
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    return any(line.split()[1:3] == ["/sys/fs/cgroup", "cgroup2"] for line in mounts)
+def unified_cgroups(mounts: str) -> bool:
+    """Whether /sys/fs/cgroup is itself cgroup v2, by the text of /proc/self/mounts (cgroups(7))."""
+    lines = mounts.splitlines()
+    return any(line.split()[1:3] == ["/sys/fs/cgroup", "cgroup2"] for line in lines)
 
 
 def _is_mounted(path: Path) -> bool:
@@ -111,7 +111,7 @@ def podman_command(*args: str) -> list[str]:
 
     Paths in the arguments must be absolute: entering the namespace changes the working directory.
     """
-    if _unified_cgroups():
+    if unified_cgroups(Path("/proc/self/mounts").read_text()):
         return as_root(["podman", *args])
     _ensure_namespace()
     return as_root(["nsenter", f"--mount={_NAMESPACE}", "--", "podman", *args])
@@ -154,7 +154,5 @@ def remove_namespace() -> None:
         return
     if podman("ps", "--all", "--quiet", "--filter", f"label={LABEL}").stdout.strip():
         return
-    subprocess.run(
-        as_root(["sh", "-c", f"umount {_NAMESPACE}; umount {_NAMESPACE_DIR}; rm -r {_NAMESPACE_DIR}"]),
-        check=True,
-    )
+    script = f"umount {_NAMESPACE}; umount {_NAMESPACE_DIR}; rm -r {_NAMESPACE_DIR}"
+    subprocess.run(as_root(["sh", "-c", script]), check=True)

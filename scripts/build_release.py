@@ -3,8 +3,8 @@
 
 CODE is a folder with flows/, src/, deployments/ and prefect.yaml; OUT is where
 `<id>.tar.gz` goes. The last line of stdout is `{"id": "<12 hex digits>", "path": "<file>"}`.
-The same content always makes the same id and the same bytes. Exit status: 0 done, 1 CODE holds
-nothing to deploy.
+The same content always makes the same id. Exit status: 0 done, 1 CODE holds nothing to deploy,
+2 wrong usage.
 """
 
 from __future__ import annotations
@@ -36,20 +36,24 @@ def release_files(code: Path) -> list[Path]:
 
 
 def pack(code: Path, files: list[Path]) -> bytes:
-    """A gzipped tar of the files, owned by root, with no times in it."""
+    """A tar of the files, owned by root, with no times in it."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path in files:
             data = (code / path).read_bytes()
             entry = tarfile.TarInfo(str(path))
             entry.size = len(data)
-            entry.mode = 0o644
+            # The umask of whoever checked the code out must not count.
+            entry.mode = 0o755 if (code / path).stat().st_mode & 0o100 else 0o644
             archive.addfile(entry, io.BytesIO(data))
-    return gzip.compress(raw.getvalue(), mtime=0)
+    return raw.getvalue()
 
 
 def main(argv: list[str]) -> int:
     """Pack, and print where the release is."""
+    if len(argv) != 2:
+        print("usage: build_release.py CODE OUT", file=sys.stderr)
+        return 2
     code, out = Path(argv[0]).resolve(), Path(argv[1])
     files = release_files(code)
     if not any(path.name == "prefect.yaml" for path in files):
@@ -60,12 +64,13 @@ def main(argv: list[str]) -> int:
         )
         return 1
     data = pack(code, files)
+    # Of what is in it: compressed bytes differ between one machine's zlib and another's.
     release = hashlib.sha256(data).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{release}.tar.gz"
     if not path.exists():
         partial = path.with_suffix(".partial")
-        partial.write_bytes(data)
+        partial.write_bytes(gzip.compress(data, mtime=0))
         partial.rename(path)
     print(json.dumps({"id": release, "path": str(path)}))
     return 0

@@ -20,6 +20,7 @@ from ansible.cli import CLI
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.vault import VaultLib
+from ansible.parsing.yaml.dumper import AnsibleDumper
 
 _LENGTH = 40  # characters of 62 kinds each: 238 bits
 _ALPHABET = string.ascii_letters + string.digits
@@ -41,21 +42,23 @@ def complete(path: Path, names: list[str]) -> list[str]:
     """Write the secrets that are missing in a file; gives back their names.
 
     Raises:
-        AnsibleError: the file is encrypted and no password, or a wrong one, is configured.
+        AnsibleError: the file is no mapping, or it is encrypted and no password, or a wrong one,
+            is configured.
         OSError: the file cannot be written.
     """
     loader = DataLoader()
-    keys = CLI.setup_vault_secrets(
-        loader, constants.DEFAULT_VAULT_IDENTITY_LIST, auto_prompt=False
-    )
+    keys = CLI.setup_vault_secrets(loader, constants.DEFAULT_VAULT_IDENTITY_LIST, auto_prompt=False)
     loader.set_vault_secrets(keys)
-    present = dict(loader.load_from_file(str(path)) or {}) if path.exists() else {}
+    present = (loader.load_from_file(str(path)) or {}) if path.exists() else {}
+    if not isinstance(present, dict):
+        raise AnsibleError("is no mapping of names to secrets; write them as `name: value`")
     missing = [name for name in names if not present.get(name)]
     if not missing:
         return []
     for name in missing:
         present[name] = "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
-    data = yaml.safe_dump({str(key): str(value) for key, value in present.items()}).encode()
+    # Ansible's own dumper keeps what else stands there: lists, numbers, values with !vault.
+    data = yaml.dump(present, Dumper=AnsibleDumper, sort_keys=False, allow_unicode=True).encode()
     if keys:
         data = VaultLib(keys).encrypt(data)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 SINGLE_GROUPS = ("postgres", "prefect_server", "rustfs")
@@ -38,9 +39,13 @@ def group_mistakes(groups: Mapping[str, Sequence[str]]) -> list[str]:
 
 def host_mistakes(name: str, variables: Mapping[str, Any]) -> list[str]:
     """A host that cannot be reached, or whose system is not supported."""
-    result = variables.get("__preflight_facts") or {}
-    if result.get("unreachable") or result.get("failed"):
-        said = " ".join(str(result.get("msg", "no answer")).split())
+    result = variables.get("__preflight_facts")
+    if not result:
+        return [f"{name} was not looked at: run without --limit, every host's address is needed."]
+    facts = variables.get("ansible_facts") or {}
+    # The task that gathers them never fails, so a refused sudo shows only in what is missing.
+    if result.get("unreachable") or not facts.get("distribution"):
+        said = " ".join(str(result.get("msg", "no answer")).split()).rstrip(".")
         address = variables.get("ansible_host", name)
         user = variables.get("ansible_user", "")
         target = f"{user}@{address}" if user else str(address)
@@ -48,7 +53,6 @@ def host_mistakes(name: str, variables: Mapping[str, Any]) -> list[str]:
             f"{name} cannot be used: {said}. Try `ssh {target} sudo true`, then mend ansible_host, "
             "ansible_user or the host itself."
         ]
-    facts = variables.get("ansible_facts", {})
     found = (facts.get("distribution"), str(facts.get("distribution_major_version")))
     if found != SUPPORTED:
         return [
@@ -56,6 +60,14 @@ def host_mistakes(name: str, variables: Mapping[str, Any]) -> list[str]:
             "install that, or take the host out of the inventory."
         ]
     return []
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether a text repeats few characters, or few steps between them as abcdef… and 1234… do."""
+    for word in _DEFAULTS:
+        text = text.replace(word, "")
+    steps = {ord(after) - ord(before) for before, after in pairwise(text)}
+    return min(len(set(text)), len(steps)) < _MINIMUM_DISTINCT
 
 
 def secret_mistakes(secrets: Mapping[str, Any]) -> list[str]:
@@ -67,11 +79,14 @@ def secret_mistakes(secrets: Mapping[str, Any]) -> list[str]:
         if not text:
             mistakes.append(f"The secret {name} is missing: {_MAKE_SECRETS}")
         elif any(lowered.startswith(word) and len(text) < len(word) + 8 for word in _DEFAULTS):
-            mistakes.append(f"The secret {name} is a well-known default: remove it and {_MAKE_SECRETS}")
-        elif len(text) < MINIMUM_SECRET or len(set(text)) < _MINIMUM_DISTINCT:
+            mistakes.append(
+                f"The secret {name} is a well-known default: remove it and {_MAKE_SECRETS}"
+            )
+        elif len(text) < MINIMUM_SECRET or _is_pattern(lowered):
             mistakes.append(
                 f"The secret {name} is weak: at least {MINIMUM_SECRET} characters, "
-                f"{_MINIMUM_DISTINCT} of them different; remove it and {_MAKE_SECRETS}"
+                f"{_MINIMUM_DISTINCT} of them different and no sequence; "
+                f"remove it and {_MAKE_SECRETS}"
             )
         elif not text.isascii() or not text.isprintable() or set(text) & set(" '\"\\`"):
             # Prefect's server answers 500 to everyone over a non-ASCII auth string (3.9.1), and
@@ -84,10 +99,18 @@ def secret_mistakes(secrets: Mapping[str, Any]) -> list[str]:
 
 
 def pool_mistakes(pools: Any) -> list[str]:
-    """Work pools of a type that no worker here can serve, or that stand twice."""
+    """Work pools that have no name, a type that no worker here can serve, or that stand twice."""
+    if not isinstance(pools, Sequence) or isinstance(pools, str) or not pools:
+        return ["fleet_work_pools names no work pool: write [{name: default, type: process}]."]
     mistakes, seen = [], set()
-    for pool in pools or []:
-        name = pool.get("name", "(no name)")
+    for number, pool in enumerate(pools, start=1):
+        if not isinstance(pool, Mapping) or not pool.get("name"):
+            mistakes.append(
+                f"Entry {number} of fleet_work_pools has no name: "
+                "write it as {name: default, type: process}."
+            )
+            continue
+        name = pool["name"]
         if pool.get("type") not in POOL_TYPES:
             mistakes.append(
                 f"The work pool {name!r} in fleet_work_pools has the type {pool.get('type')!r}: "
@@ -96,8 +119,6 @@ def pool_mistakes(pools: Any) -> list[str]:
         if name in seen:
             mistakes.append(f"The work pool {name!r} stands twice in fleet_work_pools: remove one.")
         seen.add(name)
-    if not pools:
-        mistakes.append("fleet_work_pools is empty: name at least one work pool.")
     return mistakes
 
 

@@ -8,11 +8,11 @@ hangs on what can be seen on the host: a file that is newer than the process tha
 
 from __future__ import annotations
 
+import http.client
 import os
 import time
-import urllib.error
 import urllib.request
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -32,8 +32,8 @@ options:
     default: []
   health_url:
     description:
-      - Where the service says that it is well, with status 200. The module waits for that, and fails
-        with the end of the unit's journal when it does not come or the service keeps ending.
+      - Where the service says that it is well, with status 200. The module waits for that, and
+        fails with the end of the unit's journal when it does not come or the service keeps ending.
     type: str
     default: ""
   health_seconds: {description: How long to wait for it., type: int, default: 180}
@@ -72,7 +72,7 @@ def parse_time(text: str) -> float:
         return 0.0
     _, day, clock, _ = text.split()
     moment = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S.%f")
-    return moment.replace(tzinfo=timezone.utc).timestamp()
+    return moment.replace(tzinfo=UTC).timestamp()
 
 
 def newer_files(paths: list[str], started: float) -> list[str]:
@@ -116,7 +116,7 @@ def answers(url: str) -> bool:
     try:
         with opener.open(url, timeout=5) as response:
             return response.status == 200
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):  # a URLError is an OSError
         return False
 
 
@@ -131,8 +131,9 @@ def wait_for_health(module: AnsibleModule, service: Service, url: str, seconds: 
         if ended > _RESTARTS_TOLERATED or time.monotonic() > deadline:
             name = module.params["name"]
             happened = f"ended {ended} times" if ended else f"did not answer within {seconds} s"
+            lines = f"--lines={_JOURNAL_LINES}"
             _, journal, _ = module.run_command(
-                ["journalctl", "--unit", name, "--lines", str(_JOURNAL_LINES), "--no-pager", "--output=cat"]
+                ["journalctl", "--unit", name, lines, "--no-pager", "--output=cat"]
             )
             module.fail_json(
                 msg=f"{name} {happened} while {url} was asked. The end of its journal:\n{journal}"
@@ -155,11 +156,11 @@ def main() -> None:
     service = Service(module, name)
     why: list[str] = []
     steps: list[tuple[str, ...]] = []
-    if service["NeedDaemonReload"] == "yes" or service["LoadState"] == "not-found":
+    unread = service["NeedDaemonReload"] == "yes" or service["LoadState"] == "not-found"
+    if unread and not module.check_mode:
         # No change by itself: it only makes systemd read what is there.
-        if not module.check_mode:
-            service.systemctl("daemon-reload")
-            service.show()
+        service.systemctl("daemon-reload")
+        service.show()
     if service["LoadState"] == "not-found" and not module.check_mode:
         module.fail_json(msg=f"There is no unit {name} on this host.")
     if service["UnitFileState"] not in ("enabled", "enabled-runtime", "static"):

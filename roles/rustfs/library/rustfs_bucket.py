@@ -84,7 +84,8 @@ def same_policy(one: object, other: object) -> bool:
         if isinstance(value, dict):
             return {key: normal(item) for key, item in value.items() if item not in ("", {}, [])}
         if isinstance(value, list):
-            return sorted((normal(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+            items = [normal(item) for item in value]
+            return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
         return value
 
     return normal(one) == normal(other)
@@ -168,11 +169,11 @@ def wanted_changes(admin: Admin, root, user, params: dict[str, str]) -> list[tup
         path = f"add-canned-policy?name={policy_name}"
         changes.append((f"write policy of {bucket}", lambda: admin.change("PUT", path, policy)))
     account = admin.read(f"user-info?accessKey={access_key}")
-    enabled = account.get("status") == "enabled"
-    if not enabled or not (changes or works(user, bucket)):
-        body = {"secretKey": params["secret_key"], "status": "enabled"}
-        path_user = f"add-user?accessKey={access_key}"
-        changes.append((f"write user of {bucket}", lambda: admin.change("PUT", path_user, body)))
+    body = {"secretKey": params["secret_key"], "status": "enabled"}
+    path_user = f"add-user?accessKey={access_key}"
+    write_user = (f"write user of {bucket}", lambda: admin.change("PUT", path_user, body))
+    if account.get("status") != "enabled":
+        changes.append(write_user)
     if account.get("policyName") != f"bucket-{bucket}":
         body_attach = {"policies": [f"bucket-{bucket}"], "user": params["access_key"]}
         changes.append(
@@ -181,12 +182,35 @@ def wanted_changes(admin: Admin, root, user, params: dict[str, str]) -> list[tup
                 lambda: admin.change("POST", "idp/builtin/policy/attach", body_attach),
             )
         )
+    # Where all of that is right, only the secret key can keep the user out.
+    if not changes and not works(user, bucket):
+        changes.append(write_user)
     return changes
+
+
+def ensure(admin: Admin, root, user, params: dict[str, str], check_mode: bool) -> list[str]:
+    """Make everything as it should be; gives back what was done, or would be, in words.
+
+    Raises:
+        RuntimeError: RustFS refused something, or the user cannot use the bucket afterwards.
+    """
+    done: list[str] = []
+    # A wrong secret key shows only once the rest is right, hence the second round.
+    for _ in range(2):
+        changes = wanted_changes(admin, root, user, params)
+        done += [sentence for sentence, _ in changes]
+        if check_mode or not changes:
+            return done
+        for _, change in changes:
+            change()
+        if works(user, params["name"]):
+            return done
+    raise RuntimeError(f"the user of bucket {params['name']} cannot use it")
 
 
 def main() -> None:
     """Run as an Ansible module."""
-    keys = {"root_access_key": False, "root_secret_key": True, "access_key": False, "secret_key": True}
+    keys = ("root_access_key", "root_secret_key", "access_key", "secret_key")
     module = AnsibleModule(
         argument_spec={
             "endpoint_url": {"type": "str", "required": True},
@@ -204,15 +228,10 @@ def main() -> None:
         admin = Admin(endpoint, region, params["root_access_key"], params["root_secret_key"])
         root = s3_client(endpoint, region, params["root_access_key"], params["root_secret_key"])
         user = s3_client(endpoint, region, params["access_key"], params["secret_key"])
-        changes = wanted_changes(admin, root, user, params)
-        if not module.check_mode:
-            for _, change in changes:
-                change()
-            if changes and not works(user, params["name"]):
-                raise RuntimeError(f"the user of bucket {params['name']} cannot use it")
+        changes = ensure(admin, root, user, params, module.check_mode)
     except (RuntimeError, BotoCoreError, ClientError) as error:
         module.fail_json(msg=f"RustFS at {endpoint}: {error}")
-    module.exit_json(changed=bool(changes), changes=[sentence for sentence, _ in changes])
+    module.exit_json(changed=bool(changes), changes=changes)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""Flow runs end Completed, started from a laptop, and their results are in RustFS."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.results import ResultRecordMetadata
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from tests.fleet.conftest import Laptop, Site
+from tests.fleet.test_network import S3
+
+DEPLOYMENTS = ["dhis2_connection/dhis2-connection", "dhis2_ou/dhis2-ou", "live_score/live-score"]
+
+
+async def storage_key(flow_run: UUID) -> str:
+    """Name of the object that holds a flow run's result."""
+    async with get_client() as client:
+        run = await client.read_flow_run(flow_run)
+    assert run.state is not None
+    assert run.state.is_completed()
+    assert isinstance(run.state.data, ResultRecordMetadata)
+    return run.state.data.storage_key
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+def test_run_from_a_laptop_completes(site: Site, laptop: Laptop, deployment: str) -> None:
+    done = laptop.prefect("deployment", "run", deployment, "--watch", "--watch-timeout", "240")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Completed" in done.stdout
+    flow_run = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
+    assert flow_run, done.stdout
+    settings = {PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}
+    with temporary_settings(settings):
+        key = asyncio.run(storage_key(UUID(flow_run.group(1))))
+    script = f'{S3}\nprint(client.head_object(Bucket="results", Key=V["key"])["ContentLength"])'
+    size = site.python(
+        site.first("prefect_worker"),
+        script,
+        url=f"http://{site.address('rustfs')}:9000",
+        access=site.secrets["fleet_rustfs_results_access_key"],
+        secret=site.secrets["fleet_rustfs_results_secret_key"],
+        key=key,
+    )
+    assert int(size) > 0
+
+
+def test_the_laptop_without_the_password_is_refused(laptop: Laptop) -> None:
+    env = laptop.folder / ".env"
+    whole = env.read_text()
+    try:
+        env.write_text(whole.splitlines()[0] + "\n")
+        refused = laptop.prefect("deployment", "ls")
+    finally:
+        env.write_text(whole)
+    assert refused.returncode != 0
+    assert "401" in refused.stdout + refused.stderr
