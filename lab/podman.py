@@ -59,21 +59,25 @@ def missing_packages() -> list[str]:
 
 
 def ensure_tools() -> None:
-    """Install what is missing (Debian or Ubuntu, as root), or say exactly what to install.
+    """Install what the lab lacks, or say exactly what to install (see `install_packages`)."""
+    missing = missing_packages()
+    if missing:
+        install_packages(missing)
+
+
+def install_packages(packages: list[str]) -> None:
+    """Install Debian packages, as root on Debian or Ubuntu.
 
     Raises:
-        LabError: tools are missing and this is not root on a Debian-like system.
+        LabError: this is not root on a Debian-like system; the text says what to install.
     """
-    missing = missing_packages()
-    if not missing:
-        return
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise LabError(
-            f"The lab needs these packages (Debian and Ubuntu names): {' '.join(missing)}.\n"
+            f"These packages are needed (Debian and Ubuntu names): {' '.join(packages)}.\n"
             f"Install them, for example:  sudo {' '.join(install)}"
         )
-    print(f"lab: installing {' '.join(missing)}", flush=True)
+    print(f"lab: installing {' '.join(packages)}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     quiet = subprocess.DEVNULL
     subprocess.run(["apt-get", "update"], check=True, env=environment, stdout=quiet)

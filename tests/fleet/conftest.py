@@ -19,8 +19,9 @@ import httpx
 import pytest
 import testinfra
 import yaml
-from lab.fleet import PROJECT, Fleet
 from testinfra.host import Host
+
+from lab.fleet import PROJECT, Fleet
 
 FLEET = Fleet.load(os.environ.get("LAB_FLEET", "lab"))
 _READY_SECONDS = 180
@@ -70,7 +71,14 @@ class Site:
         """
         program = f"V = {values!r}\n{script}"
         done = subprocess.run(
-            ["ssh", "-F", str(FLEET.ssh_config), host.backend.host.name, "/opt/prefect/venv/bin/python", "-"],
+            [
+                "ssh",
+                "-F",
+                str(FLEET.ssh_config),
+                host.backend.host.name,
+                "/opt/prefect/venv/bin/python",
+                "-",
+            ],
             input=program,
             capture_output=True,
             text=True,

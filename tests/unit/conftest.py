@@ -1,14 +1,22 @@
 """What the unit tests share: a Prefect server of their own and a stand-in for DHIS2."""
 
 import contextlib
+import gc
+import importlib.metadata
 import json
 import os
 import shutil
+import socket
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,34 +37,106 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
-@pytest.fixture(scope="session")
-def prefect_api(
-    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Iterator[str]:
-    """Address of a Prefect server that this session alone uses, for subprocesses too."""
-    import prefect
-    from prefect.settings import get_current_settings
-    from prefect.testing.utilities import prefect_test_harness
+class PrefectServer:
+    """A Prefect server that starts while the tests that do without it run.
 
-    folder = tmp_path_factory.mktemp("prefect-database")
-    database = folder / "prefect-test.db"
-    # Most of a start goes into migrating an empty database, so pytest's cache keeps a migrated one.
-    kept = getattr(pytestconfig, "cache", None)  # not there with -p no:cacheprovider
-    cache = kept.mkdir(f"prefect-{prefect.__version__}") if kept else folder
-    migrated = cache / "migrated.db"
-    if migrated.exists():
-        shutil.copy(migrated, database)
-    with pytest.MonkeyPatch.context() as patch:
-        # The harness has no parameter for the place of its database.
-        patch.setattr("prefect.testing.utilities.mkdtemp", lambda: str(folder))
-        with prefect_test_harness(server_startup_timeout=120):
-            if not migrated.exists():
-                copy_database(database, migrated)
-            url = get_current_settings().api.url
-            assert url
-            patch.setenv("PREFECT_API_URL", url)
-            patch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
-            yield url
+    `prefect_test_harness` would start one as well, but imports all of the server into this process
+    and waits for it, which is most of the time that the whole suite takes.
+    """
+
+    def __init__(self, cache: Path | None) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="prefect-fleet-server-"))
+        self._database = self._folder / "prefect.db"
+        # Most of a first start goes into migrating an empty database, so a migrated one is kept.
+        self._migrated = cache / "migrated.db" if cache else None
+        if self._migrated and self._migrated.exists():
+            shutil.copy(self._migrated, self._database)
+        self._log = self._folder / "log"
+        # Connections wait in the listening socket until the server is there.
+        with socket.create_server(("127.0.0.1", 0)) as listening, self._log.open("wb") as log:
+            self._address = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            command = [sys.executable, "-m", "uvicorn", "--fd", str(listening.fileno())]
+            command += ["--log-level", "error", "--factory", "prefect.server.api.server:create_app"]
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[listening.fileno()],
+                env={
+                    **os.environ,
+                    "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._database}",
+                    "PREFECT_UI_ENABLED": "false",
+                    # As Prefect starts its own temporary servers: without background services.
+                    "PREFECT__SERVER_EPHEMERAL": "1",
+                    "PREFECT__SERVER_FINAL": "1",
+                },
+            )
+
+    def url(self) -> str:
+        """The address of the API, once it answers."""
+        try:
+            with urllib.request.urlopen(f"{self._address}/health", timeout=120) as response:
+                assert response.status == 200
+        except OSError as error:
+            pytest.fail(f"no Prefect server: {error}\n{self._log.read_text()}", pytrace=False)
+        if self._migrated and not self._migrated.exists():
+            copy_database(self._database, self._migrated)
+        return self._address
+
+    def stop(self) -> None:
+        """End it and remove its files."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder)
+
+
+SERVER = pytest.StashKey[PrefectServer]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests that need the Prefect server last: it is starting meanwhile."""
+    items.sort(key=needs_server)
+
+
+def needs_server(item: pytest.Item) -> bool:
+    return "prefect_api" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server as soon as it is known that a test needs it."""
+    if session.config.option.collectonly or not any(map(needs_server, session.items)):
+        return
+    kept = getattr(session.config, "cache", None)  # not there with -p no:cacheprovider
+    cache = kept.mkdir(f"prefect-{importlib.metadata.version('prefect')}") if kept else None
+    session.config.stash[SERVER] = PrefectServer(cache)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the server, however the session ended."""
+    if server := config.stash.get(SERVER, None):
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(pytestconfig: pytest.Config) -> Iterator[str]:
+    """Address of a Prefect server that this session alone uses, for subprocesses too."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    url = pytestconfig.stash[SERVER].url()
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: url}):
+        patch.setenv("PREFECT_API_URL", url)
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+        yield url
+        # What Prefect still has to send, it sends while the server is there.
+        APILogWorker.drain_all()
+        EventsWorker.drain_all()
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -90,3 +170,25 @@ def last_json(capsys: pytest.CaptureFixture[str]):
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return read
+
+
+@pytest.fixture
+def prefect_command(prefect_api: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs `python -P -m prefect ARGS` in this process.
+
+    It stands in for `subprocess.run`: a process of its own spends many seconds on imports alone.
+    """
+    from prefect.testing.cli import CycloptsCliRunner
+
+    def run(
+        command: list[str], *, cwd: Path = REPOSITORY, **_options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        assert command[:4] == [sys.executable, "-P", "-m", "prefect"]
+        with contextlib.chdir(cwd), warnings.catch_warnings():
+            # The command leaves its connections to the end of what it takes for its process.
+            warnings.simplefilter("ignore", ResourceWarning)
+            result = CycloptsCliRunner().invoke(command[4:])
+            gc.collect()
+        return subprocess.CompletedProcess(command, result.exit_code, result.output)
+
+    return run

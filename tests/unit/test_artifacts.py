@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -802,7 +803,9 @@ def test_interrupted_build_removes_the_container(
         if argv[0] == "sh":
             started.append(process)
             if moment == "starting":  # podman runs, and its caller does not know it yet
-                os.kill(os.getpid(), artifacts.signal.SIGTERM)
+                # To this thread, as the program itself has no other: any other thread here, such
+                # as one that Prefect left behind, would take a signal to the process at once.
+                signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         return process
 
     monkeypatch.setattr(artifacts_build, "podman_command", command)

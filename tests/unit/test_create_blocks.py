@@ -1,6 +1,5 @@
 """Storing DHIS2 servers as blocks."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 from prefect_dhis2 import Dhis2Credentials
-from tests.unit.shared import REPOSITORY
+from tests.unit.shared import load_by_path
 
 PLAY = {"name": "play", "base_url": "https://x.org", "username": "u", "password": "s3cret-word"}
 SECOND = PLAY | {"name": "second", "verify_tls": False}
@@ -16,14 +15,7 @@ SECOND = PLAY | {"name": "second", "verify_tls": False}
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "create_blocks", REPOSITORY / "scripts" / "create_blocks.py"
-    )
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_by_path("scripts/create_blocks.py")
 
 
 @pytest.fixture

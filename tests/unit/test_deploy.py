@@ -1,10 +1,12 @@
 """Deploying all prefect.yaml files, with the real `prefect deploy` and a real server."""
 
 import asyncio
-import importlib.util
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_fleet import deploy, pools
 from prefect_fleet.prefect_files import check_files
-from tests.unit.shared import REPOSITORY
+from tests.unit.shared import REPOSITORY, load_by_path
 
 FLOW = """
 from prefect import flow
@@ -81,11 +83,23 @@ def no_prefect_deploy(monkeypatch) -> list[Any]:
     return calls
 
 
+@pytest.fixture
+def in_this_process(monkeypatch, prefect_command) -> Callable[[], None]:
+    """Return a function after which `prefect deploy` takes no process of its own any more."""
+
+    def switch() -> None:
+        replaced = SimpleNamespace(**vars(subprocess) | {"run": prefect_command})
+        # Prefect itself goes on with the real module.
+        monkeypatch.setattr(deploy, "subprocess", replaced)
+
+    return switch
+
+
 def run(root: Path, *options: str) -> int:
     return deploy.main(["--root", str(root), *options])
 
 
-def test_new_unchanged_changed(tmp_path: Path, last_json):
+def test_new_unchanged_changed(tmp_path: Path, last_json, in_this_process):
     file = write(tmp_path, "one", flow="life")
     assert run(tmp_path, "--check") == 0
     assert last_json() == {"deployments": [{"name": "life/nightly", "status": "new"}]}
@@ -100,6 +114,7 @@ def test_new_unchanged_changed(tmp_path: Path, last_json):
             }
         }
     ]
+    in_this_process()
     assert run(tmp_path) == 0
     assert last_json()["deployments"][0]["status"] == "unchanged"
     assert read_deployment("life/nightly").updated > deployment.updated
@@ -146,15 +161,10 @@ def _content() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["dhis2_connection", "dhis2_ou"])
-def test_deploy_py_does_what_prefect_yaml_does(tmp_path: Path, name: str):
-    script = REPOSITORY / "deployments" / name / "deploy.py"
-    spec = importlib.util.spec_from_file_location(f"deploy_{name}", script)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.build_deployment().apply()
-    (file,), faults = check_files(script.parent)
+def test_deploy_py_does_what_prefect_yaml_does(in_this_process, name: str):
+    in_this_process()
+    load_by_path(f"deployments/{name}/deploy.py").build_deployment().apply()
+    (file,), faults = check_files(REPOSITORY / "deployments" / name)
     assert faults == []
     full_name = f"{name}/{name.replace('_', '-')}"
     assert deploy.deploy_file(file) == [{"name": full_name, "status": "unchanged"}]
@@ -204,7 +214,8 @@ def test_a_deployment_that_prefect_leaves_out_is_noticed(tmp_path, capsys, no_pr
     assert len(no_prefect_deploy) == 1
 
 
-def test_a_failing_prefect_deploy_is_shown(tmp_path: Path):
+def test_a_failing_prefect_deploy_is_shown(tmp_path: Path, in_this_process):
+    in_this_process()
     file = write(tmp_path, "a", flow="failing")
     (checked,), faults = check_files(tmp_path)
     assert faults == []

@@ -1,7 +1,6 @@
 """The DHIS2 credentials block."""
 
 import asyncio
-import subprocess
 import sys
 
 import pytest
@@ -76,12 +75,8 @@ def test_the_password_is_not_shown():
     assert DHIS2_PASSWORD not in f"{block!r} {block} {block.model_dump_json()}"
 
 
-def test_prefect_registers_the_block(prefect_api: str):
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "block", "register", "-m", "prefect_dhis2"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_prefect_registers_the_block(prefect_command):
+    command = [sys.executable, "-P", "-m", "prefect", "block", "register", "-m", "prefect_dhis2"]
+    done = prefect_command(command)
+    assert done.returncode == 0, done.stdout
     assert "Successfully registered 1 block" in done.stdout

@@ -30,16 +30,13 @@ def write(tmp_path: Path):
 
 
 def test_the_block_is_made_changed_and_left_alone(prefect_api: str, write, last_json, tmp_path):
-    assert main([write(SETTINGS)]) == 0
-    assert last_json() == {"block": "s3-bucket/results", "status": "new"}
-    assert main([write(SETTINGS)]) == 0
-    assert last_json()["status"] == "unchanged"
-    assert main([write(SETTINGS | {"secret_key": "another"})]) == 0
-    assert last_json()["status"] == "changed"
     authority = tmp_path / "ca.pem"
     authority.write_text("")
-    assert main([write(SETTINGS | {"ca_file": str(authority)})]) == 0
-    assert last_json()["status"] == "changed"
+    with_authority = SETTINGS | {"ca_file": str(authority)}
+    assert main([write(with_authority)]) == 0
+    assert last_json() == {"block": "s3-bucket/results", "status": "new"}
+    assert main([write(with_authority)]) == 0
+    assert last_json()["status"] == "unchanged"
 
     bucket = S3Bucket.load("results")
     assert bucket.bucket_name == "prefect-results"
@@ -57,6 +54,11 @@ def test_the_block_is_made_changed_and_left_alone(prefect_api: str, write, last_
     assert last_json()["status"] == "changed"
     parameters = S3Bucket.load("results").credentials.aws_client_parameters
     assert parameters.verify_cert_path is None
+
+    assert main([write(SETTINGS | {"secret_key": "another"})]) == 0
+    assert last_json()["status"] == "changed"
+    stored = S3Bucket.load("results").credentials.aws_secret_access_key
+    assert stored.get_secret_value() == "another"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,200 @@
+"""Generating the secrets that an inventory lacks."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible import constants
+from ansible.parsing.dataloader import DataLoader
+from ansible.parsing.vault import VaultLib, VaultSecret, VaultSecretsContext
+
+from tests.unit.shared import REPOSITORY, load_by_path
+
+make_secrets = load_by_path("scripts/make_secrets.py")
+mistakes = load_by_path("roles/fleet/filter_plugins/mistakes.py")
+
+VaultPassword = Callable[[str], VaultLib]
+Run = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def no_vault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No password file of whoever runs the tests counts."""
+    monkeypatch.setattr(constants, "DEFAULT_VAULT_PASSWORD_FILE", None)
+    monkeypatch.setattr(constants, "DEFAULT_VAULT_IDENTITY_LIST", [])
+
+
+@pytest.fixture
+def vault_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VaultPassword:
+    """Return a function that configures a password, as ANSIBLE_VAULT_PASSWORD_FILE would."""
+
+    def configure(password: str) -> VaultLib:
+        path = tmp_path / "password"
+        path.write_text(password)
+        # Ansible reads the variable when it is imported.
+        monkeypatch.setattr(constants, "DEFAULT_VAULT_PASSWORD_FILE", str(path))
+        return VaultLib([("default", VaultSecret(password.encode()))])
+
+    return configure
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    folder = tmp_path / "inventory"
+    folder.mkdir()
+    (folder / "hosts.yml").write_text("all: {}\n")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function that runs the program in this process, which is much faster."""
+
+    def run(*arguments: object) -> int:
+        # Ansible keeps the passwords of a process for ever, and takes them once.
+        monkeypatch.setattr(VaultSecretsContext, "_current", None)
+        return make_secrets.main([str(argument) for argument in arguments])
+
+    return run
+
+
+def secrets_of(inventory: Path) -> Path:
+    return inventory / "group_vars/all/secrets.yml"
+
+
+def write(inventory: Path, text: str) -> Path:
+    path = secrets_of(inventory)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return path
+
+
+def test_all_that_are_missing_are_generated_and_no_more_the_second_time(
+    run: Run, inventory: Path, capsys
+):
+    names = make_secrets.secret_names()
+    assert len(names) > 5
+    assert run(inventory) == 0
+    path = secrets_of(inventory)
+    content = path.read_bytes()
+    values = yaml.safe_load(content)
+    assert list(values) == names
+    assert len(set(values.values())) == len(names)
+    assert mistakes.secret_mistakes(values) == []
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [path] == list(path.parent.iterdir()), "or something half done is left behind"
+    assert run(inventory) == 0
+    assert path.read_bytes() == content
+    printed = capsys.readouterr()
+    first, second = printed.out.splitlines()
+    assert first == f"{path}: generated {', '.join(names)}"
+    assert second == f"{path}: nothing is missing"
+    assert not any(value in printed.out + printed.err for value in values.values())
+
+
+def test_a_file_of_an_inventory_stands_for_its_folder(run: Run, inventory: Path):
+    assert run(inventory / "hosts.yml") == 0
+    assert secrets_of(inventory).exists()
+
+
+def test_what_is_there_stays(run: Run, inventory: Path):
+    before = {
+        "fleet_auth_password": "mine-ø",
+        "fleet_database_password": "",  # as good as missing
+        "some_number": 7,
+        "some_servers": [{"name": "play", "password": "p", "verify_tls": True}],
+        "nothing": None,
+    }
+    path = write(inventory, yaml.safe_dump(before))
+    path.chmod(0o644)
+    assert run(inventory) == 0
+    after = yaml.safe_load(path.read_text())
+    assert len(after.pop("fleet_database_password")) >= 16
+    del before["fleet_database_password"]
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == set(make_secrets.secret_names()) - {
+        "fleet_auth_password",
+        "fleet_database_password",
+    }
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_with_a_vault_password_the_file_is_encrypted(
+    run: Run, inventory: Path, vault_password: VaultPassword
+):
+    vault = vault_password("first")
+    assert run(inventory) == 0
+    path = secrets_of(inventory)
+    content = path.read_bytes()
+    assert content.startswith(b"$ANSIBLE_VAULT;")
+    assert path.stat().st_mode & 0o777 == 0o600
+    values = yaml.safe_load(vault.decrypt(content))
+    assert list(values) == make_secrets.secret_names()
+    # What is missing from an encrypted file is added to it.
+    del values["fleet_auth_password"]
+    path.write_bytes(vault.encrypt(yaml.safe_dump(values)))
+    environment = {**os.environ, "ANSIBLE_VAULT_PASSWORD_FILE": str(inventory.parent / "password")}
+    program = REPOSITORY / "scripts/make_secrets.py"
+    subprocess.run([sys.executable, program, inventory], env=environment, check=True)
+    after = yaml.safe_load(vault.decrypt(path.read_bytes()))
+    assert len(after.pop("fleet_auth_password")) >= 16
+    assert after == values
+
+
+def test_a_value_that_is_encrypted_by_itself_stays_so(
+    run: Run, inventory: Path, vault_password: VaultPassword
+):
+    vault = vault_password("first")
+    lines = vault.encrypt("inner-secret").decode().splitlines()
+    text = "fleet_auth_password: !vault |\n" + "".join(f"  {line}\n" for line in lines)
+    path = write(inventory, text)
+    assert run(inventory) == 0
+    plain = vault.decrypt(path.read_bytes()).decode()
+    assert "!vault" in plain
+    assert "inner-secret" not in plain
+    loader = DataLoader()
+    loader.set_vault_secrets(vault.secrets)
+    assert loader.load_from_file(str(path))["fleet_auth_password"] == "inner-secret"
+
+
+@pytest.mark.parametrize("password", ["second", None])
+def test_an_encrypted_file_without_its_password_is_left_alone(
+    run: Run,
+    inventory: Path,
+    vault_password: VaultPassword,
+    monkeypatch,
+    capsys,
+    password: str | None,
+):
+    vault = vault_password("first")
+    path = write(inventory, "")
+    path.write_bytes(vault.encrypt("fleet_auth_password: mine\n"))
+    content = path.read_bytes()
+    if password:
+        vault_password(password)
+    else:
+        monkeypatch.setattr(constants, "DEFAULT_VAULT_PASSWORD_FILE", None)
+    assert run(inventory) == 1
+    assert path.read_bytes() == content
+    printed = capsys.readouterr()
+    assert f"{path}: " in printed.err
+    assert "vault" in printed.err
+    assert not printed.out
+
+
+@pytest.mark.parametrize("text", ["just text\n", "- a\n- b\n", "a: [\n"])
+def test_a_file_that_is_no_mapping_is_left_alone(run: Run, inventory: Path, capsys, text: str):
+    path = write(inventory, text)
+    assert run(inventory) == 1
+    assert path.read_text() == text
+    assert capsys.readouterr().err.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["one", "two"], ["/nowhere/inventory"]])
+def test_wrong_usage(run: Run, capsys, arguments: list[str]):
+    assert run(*arguments) == 1
+    assert capsys.readouterr().err.startswith("usage: ")
