@@ -105,8 +105,8 @@ def site() -> Site:
     while ready != "200" and time.monotonic() < deadline:
         site.addresses = {host.name: FLEET.tailnet_address(host.name) for host in FLEET.hosts}
         ready = site.first("prefect_worker").check_output(
-            "curl --silent --max-time 5 --output /dev/null --write-out '%%{http_code}' %s/ready || true",
-            site.api,
+            "curl --silent --max-time 5 --output /dev/null --write-out '%%{http_code}' %s || true",
+            f"{site.api}/ready",
         )
         time.sleep(0.5)
     assert ready == "200", f"{site.api} was not ready after {_READY_SECONDS} s"

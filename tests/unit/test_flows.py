@@ -28,6 +28,24 @@ def load(entrypoint: str) -> Flow[..., Any]:
     return load_flow_from_entrypoint(str(REPOSITORY / entrypoint), use_placeholder_flow=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def by_hand(
+    prefect_api: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[str]]:
+    """A flow that is run by hand, while the other tests of this module run: it takes its time."""
+    folder = tmp_path_factory.mktemp("by-hand")
+    (folder / ".env").write_text("PREFECT_LOGGING_LEVEL=CRITICAL\n")
+    with subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "flows" / "canary.py")],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
 def newest_artifact(key: str) -> Any:
     async def read() -> Any:
         async with get_client() as client:
@@ -146,18 +164,11 @@ def test_canary_returns_the_token_and_where_it_ran():
     assert returned["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
-def test_a_flow_runs_by_hand_with_the_settings_of_a_dotenv_file(tmp_path: Path):
-    (tmp_path / ".env").write_text("PREFECT_LOGGING_LEVEL=CRITICAL\n")
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "flows" / "canary.py")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert socket.gethostname() in done.stdout
-    assert "Aimed at" not in done.stdout + done.stderr
+def test_a_flow_runs_by_hand_with_the_settings_of_a_dotenv_file(by_hand: subprocess.Popen[str]):
+    out, error = by_hand.communicate(timeout=120)
+    assert by_hand.returncode == 0, error
+    assert socket.gethostname() in out
+    assert "Aimed at" not in out + error
 
 
 @pytest.mark.parametrize(

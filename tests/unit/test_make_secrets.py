@@ -87,6 +87,8 @@ def test_all_that_are_missing_are_generated_and_no_more_the_second_time(
     assert mistakes.secret_mistakes(values) == []
     assert path.stat().st_mode & 0o777 == 0o600
     assert [path] == list(path.parent.iterdir()), "or something half done is left behind"
+    content += b"# a comment, which writing would lose\n"
+    path.write_bytes(content)
     assert run(inventory) == 0
     assert path.read_bytes() == content
     printed = capsys.readouterr()
