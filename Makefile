@@ -29,6 +29,7 @@ start: env lab ## Everything: local hosts, converge, deploy, one run of each dep
 	@python -m lab.artifacts $(if $(filter lan,$(LAB_FLEET)),rustfs,tailscale headscale rustfs) >/dev/null
 	@$(PLAYBOOK) site.yml
 	@$(MAKE) --no-print-directory run
+	@echo "This machine is not in that tailnet: 'make ui' brings the UI to http://127.0.0.1:4200"
 
 restart: stop start ## Remove the local hosts and start again from nothing
 
