@@ -166,6 +166,34 @@ def test_another_system_is_refused(distribution: str, version: str):
     assert mistake.startswith(f"worker2 runs {distribution} {version}: only Debian 13 is supported")
 
 
+def with_facts(**facts: str) -> dict[str, Any]:
+    """The variables of a host with more facts."""
+    variables = host()
+    variables["ansible_facts"] = variables["ansible_facts"] | facts
+    return variables
+
+
+def test_two_names_of_one_machine_are_told():
+    twins = {name: with_facts(machine_id="c0ffee") for name in ("db1", "api1")}
+    assert [text for text in look(twins) if "db1 and api1 are one machine" in text]
+    different = {name: with_facts(machine_id=name) for name in HOSTS}
+    assert look(different) == []
+
+
+def test_a_machine_without_binaries_is_told():
+    told = look({name: with_facts(architecture="riscv64") for name in HOSTS})
+    assert len(told) == 1
+    assert "no binaries for riscv64" in told[0]
+
+
+def test_a_fleet_of_two_architectures_is_told():
+    mixed = {name: with_facts(architecture="x86_64") for name in HOSTS}
+    assert look(mixed) == []
+    told = look(mixed | {"worker2": with_facts(architecture="aarch64")})
+    assert len(told) == 1
+    assert "worker2: aarch64" in told[0]
+
+
 def test_the_version_may_be_a_number():
     facts = {"distribution": "Debian", "distribution_major_version": 13}
     assert look({"db1": host(ansible_facts=facts)}) == []

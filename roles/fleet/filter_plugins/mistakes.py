@@ -9,6 +9,7 @@ from typing import Any
 SINGLE_GROUPS = ("postgres", "prefect_server", "rustfs")
 POOL_TYPES = ("process",)
 SUPPORTED = ("Debian", "13")
+ARCHITECTURES = ("x86_64", "aarch64")
 MINIMUM_SECRET = 16  # characters
 _MINIMUM_DISTINCT = 8  # different characters; fewer is a pattern, not a secret
 _DEFAULTS = ("admin", "changeme", "default", "password", "postgres", "prefect", "rustfs", "secret")
@@ -60,6 +61,39 @@ def host_mistakes(name: str, variables: Mapping[str, Any]) -> list[str]:
             "install that, or take the host out of the inventory."
         ]
     return []
+
+
+def machine_mistakes(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names that lead to one machine, and machines of a kind that has no binaries.
+
+    `hosts` has the variables of the hosts that were reached.
+    """
+    mistakes = []
+    by_key: dict[str, list[str]] = {}
+    architectures: dict[str, list[str]] = {}
+    for name, variables in hosts.items():
+        facts = variables.get("ansible_facts", {})
+        if key := facts.get("machine_id"):
+            by_key.setdefault(str(key), []).append(name)
+        if architecture := facts.get("architecture"):
+            architectures.setdefault(str(architecture), []).append(name)
+    for names in by_key.values():
+        if len(names) > 1:
+            mistakes.append(
+                f"{' and '.join(names)} are one machine: leave one of the names, in all of their "
+                "groups. (Clones have one machine id too: `rm /etc/machine-id; "
+                "systemd-machine-id-setup` and a reboot give a clone its own.)"
+            )
+    for architecture, names in architectures.items():
+        if architecture not in ARCHITECTURES:
+            mistakes.append(
+                f"{', '.join(names)}: there are no binaries for {architecture}, only for "
+                f"{' and '.join(ARCHITECTURES)}; take these hosts out of the inventory."
+            )
+    if len(architectures) > 1:
+        found = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in architectures.items())
+        mistakes.append(f"The hosts are not of one architecture ({found}): use hosts of one.")
+    return mistakes
 
 
 def _is_pattern(text: str) -> bool:
@@ -151,6 +185,7 @@ def fleet_mistakes(
         return mistakes
     for name in hosts:
         mistakes += host_mistakes(name, hostvars[name])
+    mistakes += machine_mistakes({name: hostvars[name] for name in hosts})
     keys = [str(hostvars[name].get("tailscale_auth_key") or "") for name in hosts]
     mistakes += tailnet_mistakes(bool(settings["uses_tailscale"]), groups, keys)
     values = hostvars[hosts[0]]
