@@ -26,6 +26,8 @@ GROUPS = ("headscale", "postgres", "prefect_server", "prefect_worker", "rustfs")
 
 _FIRST_HOST = 11  # .1 is the gateway, .2 the apt cache
 _BOOT_SECONDS = 120
+_REMOVE = ("rm", "--force", "--volumes", "--time", "2")
+_REMOVALS = 3
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy")
 
 
@@ -126,8 +128,12 @@ class Fleet:
         """Remove the fleet's containers, network and mounts; downloads stay in the cache."""
         label = f"label={LABEL}={self.name}"
         found = podman("ps", "--all", "--quiet", "--filter", label).stdout.split()
-        if found:
-            podman("rm", "--force", "--volumes", "--time", "2", *found)
+        for attempt in range(_REMOVALS):
+            # Podman may lose a race against a container that stops by itself at that moment.
+            last = attempt == _REMOVALS - 1
+            if not found or podman(*_REMOVE, *found, check=last).returncode == 0:
+                break
+            found = podman("ps", "--all", "--quiet", "--filter", label).stdout.split()
         if podman("network", "exists", self.network, check=False).returncode == 0:
             podman("network", "rm", "--force", self.network)
         remove_namespace()
