@@ -14,6 +14,7 @@ mistakes = load_by_path("roles/fleet/filter_plugins/mistakes.py")
 GOOD_SECRET = "kW8vB2nQ7xT4mZ1pR9cL"
 SETTINGS = {
     "uses_tailscale": True,
+    "interface": "tailscale0",
     "secrets": ["fleet_auth_password", "fleet_database_password"],
     "work_pools": [{"name": "default", "type": "process"}],
 }
@@ -166,7 +167,7 @@ def test_another_system_is_refused(distribution: str, version: str):
     assert mistake.startswith(f"worker2 runs {distribution} {version}: only Debian 13 is supported")
 
 
-def with_facts(**facts: str) -> dict[str, Any]:
+def with_facts(**facts: Any) -> dict[str, Any]:
     """The variables of a host with more facts."""
     variables = host()
     variables["ansible_facts"] = variables["ansible_facts"] | facts
@@ -192,6 +193,16 @@ def test_a_fleet_of_two_architectures_is_told():
     told = look(mixed | {"worker2": with_facts(architecture="aarch64")})
     assert len(told) == 1
     assert "worker2: aarch64" in told[0]
+
+
+def test_without_tailscale_every_host_needs_the_interface():
+    hosts = {name: with_facts(interfaces=["lo", "eth0"]) for name in HOSTS}
+    assert look(hosts, uses_tailscale=False, interface="eth0") == []
+    hosts["db1"] = with_facts(interfaces=["lo", "enp1s0"])
+    told = look(hosts, uses_tailscale=False, interface="eth0")
+    assert len(told) == 1
+    assert "db1 has no interface eth0: it has enp1s0, lo" in told[0]
+    assert look(hosts) == []  # Tailscale makes its own
 
 
 def test_the_version_may_be_a_number():

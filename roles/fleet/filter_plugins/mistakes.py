@@ -156,6 +156,20 @@ def pool_mistakes(pools: Any) -> list[str]:
     return mistakes
 
 
+def interface_mistakes(interface: str, hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Hosts without the interface that everything is to bind to."""
+    mistakes = []
+    for name, variables in hosts.items():
+        facts = variables.get("ansible_facts", {})
+        found = facts.get("interfaces", [interface])
+        if interface not in found:
+            mistakes.append(
+                f"{name} has no interface {interface}: it has {', '.join(sorted(found))}; "
+                "set fleet_interface."
+            )
+    return mistakes
+
+
 def tailnet_mistakes(
     uses_tailscale: bool, groups: Mapping[str, Sequence[str]], auth_keys: Sequence[str]
 ) -> list[str]:
@@ -176,8 +190,8 @@ def fleet_mistakes(
 ) -> list[str]:
     """All mistakes of an inventory, in the order in which a person would mend them.
 
-    `settings` holds `uses_tailscale` (bool), `secrets` (names; their values are the same for every
-    host, so the first one's are looked at) and `work_pools` (list).
+    `settings` holds `uses_tailscale` (bool), `interface` (name), `work_pools` (list) and `secrets`
+    (names; their values are the same for every host, so the first one's are looked at).
     """
     hosts = groups.get("all", [])
     mistakes = group_mistakes(groups)
@@ -186,6 +200,9 @@ def fleet_mistakes(
     for name in hosts:
         mistakes += host_mistakes(name, hostvars[name])
     mistakes += machine_mistakes({name: hostvars[name] for name in hosts})
+    if not settings["uses_tailscale"]:
+        named = {name: hostvars[name] for name in hosts}
+        mistakes += interface_mistakes(str(settings["interface"]), named)
     keys = [str(hostvars[name].get("tailscale_auth_key") or "") for name in hosts]
     mistakes += tailnet_mistakes(bool(settings["uses_tailscale"]), groups, keys)
     values = hostvars[hosts[0]]
