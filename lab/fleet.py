@@ -326,7 +326,7 @@ END
         (self.state / "known_hosts").write_text("\n".join(known) + "\n")
         entries = [
             f"""
-Host {host.name}
+Host {host.name} {host.address}
     HostName {host.address}
     User root
     IdentityFile {self.state}/id_ed25519
@@ -347,7 +347,9 @@ Host {host.name}
         for host in self.hosts:
             for group in host.groups:
                 members = groups.setdefault(group, {"hosts": {}})["hosts"]
-                members[host.name] = None  # type: ignore[index]
+                # By address, not by a name that other fleets have as well: Ansible shares its
+                # ssh connections between runs by what they connect to.
+                members[host.name] = {"ansible_host": str(host.address)}  # type: ignore[index]
         variables = {
             "ansible_user": "root",
             "ansible_ssh_common_args": f"-F {self.ssh_config}",

@@ -159,4 +159,5 @@ def remove_namespace() -> None:
     if podman("ps", "--all", "--quiet", "--filter", f"label={LABEL}").stdout.strip():
         return
     script = f"umount {_NAMESPACE}; umount {_NAMESPACE_DIR}; rm -r {_NAMESPACE_DIR}"
-    subprocess.run(as_root(["sh", "-c", script]), check=True)
+    # Not checked: another fleet's `down` may be doing the same at this moment.
+    subprocess.run(as_root(["sh", "-c", script]), check=False, stderr=subprocess.DEVNULL)
