@@ -238,9 +238,13 @@ class Fleet:
             return
         name = self.container(host.name)
         if podman("container", "exists", name, check=False).returncode == 0:
-            # Its processes were ended from outside (the machine was restarted): its disk is whole.
+            # Its processes were ended from outside, as when the machine was restarted.
             podman("stop", "--time", "2", name, check=False)
-            podman("start", name)
+            if podman("start", name, check=False).returncode != 0:
+                # Podman keeps "stopping" a container whose monitor was killed as well.
+                print(f"lab: {host.name} cannot be started again and is made anew: converge again")
+                podman("rm", "--force", "--volumes", name)
+                self._create_host(host, image)
         else:
             self._create_host(host, image)
         self._wait_for_boot(host)
