@@ -9,12 +9,10 @@ The last line of stdout is
 Exit status: 0 all stored, 1 not all (reasons on stderr), 2 wrong usage.
 """
 
-import argparse
 import asyncio
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from dotenv import load_dotenv
@@ -22,7 +20,7 @@ from pydantic import ValidationError
 
 from prefect_dhis2 import Dhis2Credentials
 from prefect_fleet.api import ApiError, api_errors, ensure_block
-from prefect_fleet.inputs import InputError, read_file, require_mapping
+from prefect_fleet.inputs import InputError, file_argument, read_file, require_mapping
 
 REQUIRED = {"name": str, "base_url": str, "username": str, "password": str}
 OPTIONAL: dict[str, type | tuple[type, ...]] = {
@@ -71,10 +69,9 @@ async def store(entries: list[Any]) -> list[dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; see the module's text."""
-    parser = argparse.ArgumentParser(prog="create_blocks.py", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("file", type=Path, help="YAML or JSON list of DHIS2 servers, mode 0600")
-    path: Path = parser.parse_args(arguments).file
+    path = file_argument(
+        "create_blocks.py", __doc__, "YAML or JSON list of DHIS2 servers, mode 0600", arguments
+    )
     try:
         entries = read_file(path, secret=True)
         if not isinstance(entries, list):

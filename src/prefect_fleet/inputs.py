@@ -1,5 +1,6 @@
 """Read the YAML or JSON files that the programs of this package are given."""
 
+import argparse
 import stat
 import sys
 from pathlib import Path
@@ -42,6 +43,24 @@ def read_file(path: Path, *, secret: bool = False) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{place}: is not YAML") from error
+
+
+def file_argument(
+    program: str, description: str | None, content: str, arguments: list[str] | None
+) -> Path:
+    """Return the one argument of a program that reads a file; wrong usage ends it with status 2.
+
+    Args:
+        program: how the program is called.
+        description: its module's text.
+        content: what the file holds.
+        arguments: its command line; None for the real one.
+    """
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("file", type=Path, help=f"{content}; - is standard input")
+    path: Path = parser.parse_args(arguments).file
+    return path
 
 
 def require_mapping(

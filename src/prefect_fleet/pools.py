@@ -8,12 +8,10 @@ they are. The last line of stdout is
 Exit status: 0 done, 1 nothing or not everything was done (reasons on stderr), 2 wrong usage.
 """
 
-import argparse
 import asyncio
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -24,7 +22,7 @@ from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
 from prefect_fleet.api import ApiError, Status, api_errors
-from prefect_fleet.inputs import InputError, read_file, require_mapping
+from prefect_fleet.inputs import InputError, file_argument, read_file, require_mapping
 
 
 @dataclass(frozen=True)
@@ -166,10 +164,9 @@ async def _add_queues(client: PrefectClient, pool: Pool) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; see the module's text."""
-    parser = argparse.ArgumentParser(prog="python -m prefect_fleet.pools", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("file", type=Path, help="YAML or JSON list of work pools")
-    path: Path = parser.parse_args(arguments).file
+    path = file_argument(
+        "python -m prefect_fleet.pools", __doc__, "YAML or JSON list of work pools", arguments
+    )
     try:
         pools = parse_pools(read_file(path))
         with api_errors():

@@ -8,7 +8,6 @@ The last line of stdout is `{"block": "s3-bucket/<name>", "status": "new|changed
 Exit status: 0 done, 1 nothing was done (the reason on stderr), 2 wrong usage.
 """
 
-import argparse
 import asyncio
 import json
 import re
@@ -21,7 +20,7 @@ from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
 from pydantic import SecretStr
 
 from prefect_fleet.api import ApiError, api_errors, ensure_block
-from prefect_fleet.inputs import InputError, read_file, require_mapping
+from prefect_fleet.inputs import InputError, file_argument, read_file, require_mapping
 
 KEYS = dict.fromkeys(("name", "bucket", "endpoint_url", "access_key", "secret_key", "region"), str)
 
@@ -62,10 +61,9 @@ def build_block(settings: Any) -> tuple[str, S3Bucket]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; see the module's text."""
-    parser = argparse.ArgumentParser(prog="python -m prefect_fleet.results", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("file", type=Path, help="YAML or JSON file with mode 0600")
-    path: Path = parser.parse_args(arguments).file
+    path = file_argument(
+        "python -m prefect_fleet.results", __doc__, "YAML or JSON file with mode 0600", arguments
+    )
     try:
         settings = read_file(path, secret=True)
         try:
