@@ -18,7 +18,6 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 
 from prefect_dhis2 import Dhis2Credentials
 from prefect_examples.dhis2 import Dhis2Error
-from prefect_examples.projections import ProjectionsError
 from tests.unit.shared import DHIS2_PASSWORD, DHIS2_UNITS, DHIS2_USERNAME, REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -136,25 +135,6 @@ def test_organisation_units_of_a_dead_server_fail(servers, dead_address):
     servers["away"].save("away")
     with pytest.raises(Dhis2Error, match="did not answer"):
         asyncio.run(load("deployments/dhis2_ou/flow.py:dhis2_ou_flow")(server="away"))
-
-
-def test_live_score_scores_the_sample():
-    rows = load("flows/live_score.py:live_score")()
-    assert [row["group"] for row in rows] == ["east", "north", "south", "west"]
-    assert all(row["mae"] > 0 and row["count"] == 8 for row in rows)
-    assert json.loads(newest_artifact("live-score")) == rows
-
-
-def test_live_score_names_a_missing_file():
-    with pytest.raises(ProjectionsError, match=r"none\.csv: can't be read"):
-        load("flows/live_score.py:live_score")(results="none.csv")
-
-
-def test_live_score_without_any_result_fails(tmp_path: Path):
-    results = tmp_path / "results.csv"
-    results.write_text("date,group,actual\n")
-    with pytest.raises(ProjectionsError, match="no projection has a result"):
-        load("flows/live_score.py:live_score")(results=str(results))
 
 
 def test_canary_returns_the_token_and_where_it_ran():
