@@ -9,11 +9,9 @@ from typing import Any
 
 import httpx
 
+from prefect_dhis2 import Dhis2Error
+
 UNIT_FIELDS = "id,name,level,path,parent[id]"
-
-
-class Dhis2Error(RuntimeError):
-    """A DHIS2 server that could not be reached, or whose answer is of no use."""
 
 
 async def get_json(
