@@ -4,15 +4,29 @@ For trials and tests only, never part of a fleet in production. It has the two r
 flows read, with DHIS2's response shapes and its basic authentication, over plain HTTP:
 
 - `GET /api/system/info`
-- `GET /api/organisationUnits` with `paging`, `page`, `pageSize` and `fields`, nested ones
+- `GET /api/organisationUnits` with `paging`, `page`, `pageSize`, `order` and `fields`, nested ones
   (`parent[id]`) included
 
-both also with `.json` behind the name. The organisation units are generated: for the same number
-of units they are the same on every start.
+both also with `.json` behind the name. The organisation units are computed when they are asked
+for, so that 100,000 of them take no memory; the same number is the same unit on every start.
 
     python3 lab/dhis2_standin.py --credentials FILE [--host 127.0.0.1] [--port 8085] [--units 500]
 
-FILE is JSON: `{"username": "…", "password": "…"}`.
+FILE is JSON: `{"username": "…", "password": "…"}`, and `"token": "…"` where a personal access token
+is to be accepted as well.
+
+It fails on request. `PUT /standin/faults`, with the same credentials, sets a list of faults; `GET`
+shows what is left of it, and an empty list puts all in order. A fault is
+`{"kind": …, "path": "/api", "times": 1}` and strikes the next `times` requests (null: all) whose
+path and query begin with `path`. Kinds:
+
+- `status`: answers `status` (500), with `retry_after` as the Retry-After header if it is given
+- `delay`: waits `seconds`, then answers as usual
+- `drop`: closes the connection without an answer
+- `truncate`: sends half of the answer, then closes the connection
+- `cut-json`: sends half of the JSON as if it were all
+- `login-page`: answers 200 with a web page
+- `redirect`: answers 302 to `/dhis-web-login/`
 """
 
 import argparse
@@ -24,18 +38,21 @@ import json
 import re
 import string
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 VERSION = "2.41.3"
 DEFAULT_PAGE_SIZE = 50
 # DHIS2 gives these for a resource when `fields` is not there.
 DEFAULT_FIELDS = "id,displayName"
+ORDERS = {"id", "name", "created"}
 LEVEL_NAMES = {1: "Country", 2: "Region", 3: "District", 4: "Facility"}
 # Children of each unit of levels 1 and 2; facilities are spread over the districts there are.
 REGIONS, DISTRICTS_PER_REGION = 4, 5
@@ -51,29 +68,50 @@ def make_uid(number: int) -> str:
     return first + "".join(alphabet[byte % len(alphabet)] for byte in digest[1:11])
 
 
-def generate_units(count: int) -> list[Unit]:
-    """Return `count` organisation units, at least 1, as a tree of up to four levels."""
-    units: list[Unit] = []
-    for number in range(count):
-        parent_number, level = _place(number)
-        parent = units[parent_number] if parent_number is not None else None
-        uid = make_uid(number)
-        name = f"{LEVEL_NAMES[level]} {number}"
-        unit: Unit = {
-            "id": uid,
-            "code": f"OU_{number:05}",
-            "name": name,
-            "shortName": name,
-            "displayName": name,
-            "level": level,
-            "path": f"{parent['path'] if parent else ''}/{uid}",
-            "leaf": level == len(LEVEL_NAMES),
-            "openingDate": "2000-01-01T00:00:00.000",
-        }
-        if parent:
-            unit["parent"] = {"id": parent["id"], "name": parent["name"]}
-        units.append(unit)
-    return units
+class Units(Sequence[Unit]):
+    """`count` organisation units, at least 1, as a tree of up to four levels: each made on demand.
+
+    The tree's upper levels have the low numbers, so that parents come before their children.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Unit]: ...
+
+    def __getitem__(self, index: int | slice) -> Unit | list[Unit]:
+        if isinstance(index, slice):
+            return [make_unit(number) for number in range(self._count)[index]]
+        return make_unit(range(self._count)[index])
+
+
+def make_unit(number: int) -> Unit:
+    """Return organisation unit `number`, counted from 0, with all that it is asked for."""
+    parent_number, level = _place(number)
+    parent = make_unit(parent_number) if parent_number is not None else None
+    uid = make_uid(number)
+    name = f"{LEVEL_NAMES[level]} {number}"
+    unit: Unit = {
+        "id": uid,
+        "code": f"OU_{number:05}",
+        "name": name,
+        "shortName": name,
+        "displayName": name,
+        "level": level,
+        "path": f"{parent['path'] if parent else ''}/{uid}",
+        "leaf": level == len(LEVEL_NAMES),
+        "openingDate": "2000-01-01T00:00:00.000",
+    }
+    if parent:
+        unit["parent"] = {"id": parent["id"], "name": parent["name"]}
+    return unit
 
 
 def _place(number: int) -> tuple[int | None, int]:
@@ -130,7 +168,7 @@ def select(value: Any, fields: dict[str, Any]) -> Any:
     return {name: select(value[name], inner) for name, inner in fields.items() if name in value}
 
 
-def list_units(units: list[Unit], query: dict[str, str], address: str) -> dict[str, Any]:
+def list_units(units: Sequence[Unit], query: dict[str, str], address: str) -> dict[str, Any]:
     """Return the body of `GET /api/organisationUnits`.
 
     Args:
@@ -142,6 +180,9 @@ def list_units(units: list[Unit], query: dict[str, str], address: str) -> dict[s
         ValueError: a parameter that is of no use.
     """
     fields = parse_fields(query.get("fields", DEFAULT_FIELDS))
+    # Any order is one that lasts, which is what clients need; this one is that of the numbers.
+    if query.get("order", "id:asc").partition(":")[0] not in ORDERS:
+        raise ValueError(f"can't order by {query['order']}")
     if query.get("paging", "true").lower() == "false":
         return {"organisationUnits": [select(unit, fields) for unit in units]}
     page, size = int(query.get("page", 1)), int(query.get("pageSize", DEFAULT_PAGE_SIZE))
@@ -191,38 +232,108 @@ def error_body(status: HTTPStatus, message: str) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests below `path`; see the module's text."""
+
+    kind: str
+    path: str = "/api"
+    times: int | None = 1
+    status: int = 500
+    retry_after: str | None = None
+    seconds: float = 0.0
+
+    KINDS = ("status", "delay", "drop", "truncate", "cut-json", "login-page", "redirect")
+
+    def __post_init__(self) -> None:
+        if self.kind not in self.KINDS:
+            raise ValueError(f"kind is one of {', '.join(self.KINDS)}")
+        if self.status not in set(HTTPStatus):
+            raise ValueError("status is no HTTP status")
+
+
 class StandinServer(ThreadingHTTPServer):
-    """The server; `units` is what it lists, and only `username` with `password` may read it."""
+    """The server; `units` is what it lists, and `faults` what goes wrong with it.
+
+    Only `username` with `password`, or `token`, may read it.
+    """
 
     daemon_threads = True
 
     def __init__(
-        self, address: tuple[str, int], units: list[Unit], username: str, password: str
+        self,
+        address: tuple[str, int],
+        units: Sequence[Unit],
+        username: str,
+        password: str,
+        token: str | None = None,
     ) -> None:
         super().__init__(address, _Handler)
         self.units = units
+        self.faults: list[Fault] = []
+        self._faults_lock = threading.Lock()
+        self._stopping = threading.Event()
         self._login = f"{username}:{password}".encode()
+        self._token = token.encode() if token else None
 
     def admits(self, authorization: str) -> bool:
-        """Tell whether this Authorization header is the right one."""
+        """Tell whether this Authorization header is a right one."""
         scheme, _, credentials = authorization.partition(" ")
-        if scheme.lower() != "basic":
-            return False
-        try:
-            login = base64.b64decode(credentials, validate=True)
-        except (binascii.Error, ValueError):
-            return False
-        return hmac.compare_digest(login, self._login)
+        match scheme.lower():
+            case "apitoken":
+                given = credentials.encode()
+                return self._token is not None and hmac.compare_digest(given, self._token)
+            case "basic":
+                try:
+                    login = base64.b64decode(credentials, validate=True)
+                except (binascii.Error, ValueError):
+                    return False
+                return hmac.compare_digest(login, self._login)
+        return False
+
+    def take_fault(self, path: str) -> Fault | None:
+        """Return the first fault for a request, and count it as done."""
+        with self._faults_lock:
+            fault = next((fault for fault in self.faults if path.startswith(fault.path)), None)
+            if fault and fault.times is not None:
+                fault.times -= 1
+                if fault.times < 1:
+                    self.faults.remove(fault)
+            return fault
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until the server ends."""
+        self._stopping.wait(seconds)
+
+    def shutdown(self) -> None:
+        self._stopping.set()
+        super().shutdown()
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: StandinServer
     protocol_version = "HTTP/1.1"
     server_version = "dhis2-standin"
+    fault: Fault | None = None
 
     def do_GET(self) -> None:
-        if not self.server.admits(self.headers.get("Authorization", "")):
-            self._send(HTTPStatus.UNAUTHORIZED, "Unauthorized")
+        self.fault = self.server.take_fault(self.path)
+        match self.fault:
+            case Fault(kind="delay", seconds=seconds):
+                self.server.wait(seconds)
+            case Fault(kind="drop"):
+                self.close_connection = True
+                return
+            case Fault(kind="status", status=status):
+                self._send(HTTPStatus(status), HTTPStatus(status).phrase)
+                return
+            case Fault(kind="login-page"):
+                self._write(HTTPStatus.OK, b"<!doctype html><title>Log in</title>", "text/html")
+                return
+            case Fault(kind="redirect"):
+                self._write(HTTPStatus.FOUND, b"", "text/html", {"Location": "/dhis-web-login/"})
+                return
+        if not self._is_admitted():
             return
         parts = urlsplit(self.path)
         context_path = f"http://{self.headers.get('Host', '')}"
@@ -236,17 +347,63 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send(HTTPStatus.OK, list_units(self.server.units, query, address))
                 except ValueError as error:
                     self._send(HTTPStatus.BAD_REQUEST, str(error))
-            case path:
+            case "/standin/faults":
+                self._send_faults()
+            case path if path.startswith("/api/"):
                 self._send(HTTPStatus.NOT_FOUND, f"The resource {path} was not found")
+            case _:
+                # Outside of DHIS2's own paths its servlet container answers.
+                page = b"<!doctype html><title>HTTP Status 404</title>"
+                self._write(HTTPStatus.NOT_FOUND, page, "text/html")
+
+    def do_PUT(self) -> None:
+        # It is read before any answer, or it would be taken for the connection's next request.
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self._is_admitted():
+            return
+        if self.path != "/standin/faults":
+            self._send(HTTPStatus.NOT_FOUND, f"The resource {self.path} was not found")
+            return
+        try:
+            faults = [Fault(**entry) for entry in json.loads(body)]
+        except (TypeError, ValueError) as error:
+            self._send(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        self.server.faults[:] = faults
+        self._send_faults()
+
+    def _is_admitted(self) -> bool:
+        admitted = self.server.admits(self.headers.get("Authorization", ""))
+        if not admitted:
+            self._send(HTTPStatus.UNAUTHORIZED, "Unauthorized")
+        return admitted
+
+    def _send_faults(self) -> None:
+        self._send(HTTPStatus.OK, {"faults": [asdict(fault) for fault in self.server.faults]})
 
     def _send(self, status: HTTPStatus, content: dict[str, Any] | str) -> None:
         content = error_body(status, content) if isinstance(content, str) else content
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json;charset=UTF-8")
-        self.send_header("Content-Length", str(len(body)))
+        headers = {}
         if status == HTTPStatus.UNAUTHORIZED:
-            self.send_header("WWW-Authenticate", 'Basic realm="DHIS2"')
+            headers["WWW-Authenticate"] = 'Basic realm="DHIS2"'
+        if self.fault and self.fault.kind == "status" and self.fault.retry_after is not None:
+            headers["Retry-After"] = self.fault.retry_after
+        self._write(status, json.dumps(content).encode(), "application/json;charset=UTF-8", headers)
+
+    def _write(
+        self, status: HTTPStatus, body: bytes, kind: str, headers: dict[str, str] | None = None
+    ) -> None:
+        cut = self.fault.kind if self.fault else None
+        if cut == "cut-json":
+            body = body[: len(body) // 2]
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if cut == "truncate":
+            body = body[: len(body) // 2]
+            self.close_connection = True
         self.end_headers()
         self.wfile.write(body)
 
@@ -254,21 +411,22 @@ class _Handler(BaseHTTPRequestHandler):
         print(f"{self.address_string()} {format % args}", file=sys.stderr, flush=True)
 
 
-def read_credentials(path: Path) -> tuple[str, str]:
-    """Return username and password of the credentials file.
+def read_credentials(path: Path) -> tuple[str, str, str | None]:
+    """Return username, password and, where there is one, token of the credentials file.
 
     Raises:
-        ValueError: the file is not `{"username": "…", "password": "…"}`.
+        ValueError: the file is not `{"username": "…", "password": "…", "token": "…"}`.
         OSError: it can't be read.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     try:
-        username, password = content["username"], content["password"]
+        values = content["username"], content["password"], content.get("token")
     except (KeyError, TypeError) as error:
         raise ValueError('write {"username": "…", "password": "…"}') from error
-    if not (isinstance(username, str) and username and isinstance(password, str) and password):
-        raise ValueError("username and password must be texts that are not empty")
-    return username, password
+    username, password, token = values
+    if not all(isinstance(value, str) and value for value in (username, password, token or "-")):
+        raise ValueError("username, password and token must be texts that are not empty")
+    return username, password, token
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -283,9 +441,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.units < 1:
         parser.error("--units must be 1 or more")
     try:
-        username, password = read_credentials(options.credentials)
-        units = generate_units(options.units)
-        server = StandinServer((options.host, options.port), units, username, password)
+        credentials = read_credentials(options.credentials)
+        address = (options.host, options.port)
+        server = StandinServer(address, Units(options.units), *credentials)
     except (OSError, ValueError) as error:
         print(f"can't start ({options.credentials}): {error}", file=sys.stderr)
         return 1

@@ -20,8 +20,17 @@ from typing import Any
 
 import pytest
 
-from lab.dhis2_standin import StandinServer, generate_units
-from tests.unit.shared import DHIS2_PASSWORD, DHIS2_UNITS, DHIS2_USERNAME, REPOSITORY
+from lab.dhis2_standin import StandinServer, Units
+from tests.unit.rustfs import CannotRun, running_rustfs
+from tests.unit.s3_standin import running_standin
+from tests.unit.shared import (
+    DHIS2_PASSWORD,
+    DHIS2_TOKEN,
+    DHIS2_UNITS,
+    DHIS2_USERNAME,
+    REPOSITORY,
+    ObjectStore,
+)
 
 # No profile and no setting of whoever runs the tests may count. Prefect reads them when it is
 # imported, so nothing above may import it.
@@ -151,15 +160,55 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def dhis2() -> Iterator[str]:
-    """Address of a running stand-in for DHIS2."""
-    units = generate_units(DHIS2_UNITS)
-    with StandinServer(("127.0.0.1", 0), units, DHIS2_USERNAME, DHIS2_PASSWORD) as server:
-        thread = threading.Thread(target=server.serve_forever)
+def dhis2_server() -> Iterator[StandinServer]:
+    """A running stand-in for DHIS2, for tests that make it fail or change its units."""
+    units = Units(DHIS2_UNITS)
+    address = ("127.0.0.1", 0)
+    with StandinServer(address, units, DHIS2_USERNAME, DHIS2_PASSWORD, DHIS2_TOKEN) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def dhis2(dhis2_server: StandinServer) -> Iterator[str]:
+    """Address of a running stand-in for DHIS2 that is in order again after each test."""
+    units = dhis2_server.units
+    yield f"http://127.0.0.1:{dhis2_server.server_port}"
+    dhis2_server.units = units
+    dhis2_server.faults.clear()
+
+
+@pytest.fixture(scope="session")
+def rustfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """The fleet's real object storage with nothing in it; skips where it cannot run."""
+    with contextlib.ExitStack() as stack:
+        try:
+            store = stack.enter_context(running_rustfs(tmp_path_factory.mktemp("rustfs")))
+        except CannotRun as error:
+            pytest.skip(str(error))
+        yield store
+
+
+@pytest.fixture(scope="session")
+def s3_standin() -> Iterator[ObjectStore]:
+    """A small object storage of the tests' own, which runs everywhere."""
+    with running_standin() as store:
+        yield store
+
+
+@pytest.fixture(params=["s3_standin", "rustfs"])
+def object_store(request: pytest.FixtureRequest) -> ObjectStore:
+    """Each object storage in turn, with an empty bucket `results` for the test."""
+    store: ObjectStore = request.getfixturevalue(request.param)
+    with contextlib.closing(store.client()) as client:
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket="results")
+        for entry in client.list_objects_v2(Bucket="results").get("Contents", []):
+            client.delete_object(Bucket="results", Key=entry["Key"])
+    return store
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import re
 import httpx
 import pytest
 
-from lab.dhis2_standin import generate_units, main, parse_fields
-from tests.unit.shared import DHIS2_PASSWORD, DHIS2_UNITS, DHIS2_USERNAME
+from lab.dhis2_standin import Units, main, parse_fields
+from tests.unit.shared import DHIS2_PASSWORD, DHIS2_TOKEN, DHIS2_UNITS, DHIS2_USERNAME
 
 
 @pytest.fixture
@@ -16,8 +16,9 @@ def client(dhis2: str):
 
 
 def test_units_are_a_tree_of_four_levels_and_always_the_same():
-    units = generate_units(200)
-    assert units == generate_units(200)
+    units = list(Units(200))
+    assert units == Units(1000)[:200]
+    assert units[-1] == Units(200)[-1]
     by_id = {unit["id"]: unit for unit in units}
     assert len(by_id) == 200
     assert {unit["level"] for unit in units} == {1, 2, 3, 4}
@@ -29,7 +30,7 @@ def test_units_are_a_tree_of_four_levels_and_always_the_same():
         else:
             parent = by_id[unit["parent"]["id"]]
             assert unit["path"] == f"{parent['path']}/{unit['id']}"
-    assert [unit["level"] for unit in generate_units(1)] == [1]
+    assert [unit["level"] for unit in Units(1)] == [1]
 
 
 @pytest.mark.parametrize("path", ["/api/system/info", "/api/system/info.json"])
@@ -81,7 +82,7 @@ def test_fields_are_nested_to_any_depth():
     assert parse_fields("id,parent[id,parent[name]],level") == expected
 
 
-@pytest.mark.parametrize("query", ["fields=id,parent[id", "fields=id]", "page=two"])
+@pytest.mark.parametrize("query", ["fields=id,parent[id", "fields=id]", "page=two", "order=x:asc"])
 def test_a_bad_parameter_is_a_bad_request(client: httpx.Client, query: str):
     response = client.get(f"/api/organisationUnits?{query}")
     assert response.status_code == 400
@@ -114,9 +115,78 @@ def test_an_unknown_resource_is_not_found(client: httpx.Client):
     assert response.status_code == 404
     body = response.json()
     assert (body["httpStatus"], body["status"]) == ("Not Found", "ERROR")
+    response = client.get("/dhis/api/organisationUnits")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "text/html"
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"username": "", "password": "x"}'])
+def test_a_token_is_as_good_as_a_login(dhis2: str):
+    for token, status in ((DHIS2_TOKEN, 200), (f"{DHIS2_TOKEN}x", 401), ("x", 401)):
+        header = {"Authorization": f"ApiToken {token}"}
+        assert httpx.get(f"{dhis2}/api/system/info", headers=header).status_code == status
+
+
+def set_faults(client: httpx.Client, *faults: dict) -> None:
+    assert client.put("/standin/faults", json=faults).status_code == 200
+
+
+def test_a_fault_strikes_so_often_and_only_where_it_was_asked_for(client: httpx.Client):
+    set_faults(
+        client,
+        {"kind": "status", "path": "/api/organisationUnits?page=2", "times": 2, "status": 503},
+        {"kind": "status", "path": "/api/system", "status": 429, "retry_after": "7"},
+    )
+    paths = ["?page=1", "?page=2", "?page=2", "?page=2"]
+    statuses = [client.get(f"/api/organisationUnits{path}").status_code for path in paths]
+    assert statuses == [200, 503, 503, 200]
+    (left,) = client.get("/standin/faults").json()["faults"]
+    assert (left["path"], left["times"]) == ("/api/system", 1)
+    response = client.get("/api/system/info")
+    assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+    assert client.get("/api/system/info").status_code == 200
+
+
+def test_the_other_faults(client: httpx.Client):
+    for kind in ("drop", "truncate"):
+        set_faults(client, {"kind": kind})
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.get("/api/system/info")
+    set_faults(client, {"kind": "cut-json"})
+    with pytest.raises(ValueError, match=r"char \d+"):
+        client.get("/api/system/info").json()
+    set_faults(client, {"kind": "login-page"}, {"kind": "redirect"})
+    assert client.get("/api/system/info").headers["content-type"] == "text/html"
+    assert client.get("/api/system/info").headers["location"] == "/dhis-web-login/"
+    set_faults(client, {"kind": "delay", "seconds": 60})
+    with pytest.raises(httpx.ReadTimeout):
+        client.get("/api/system/info", timeout=0.2)
+    set_faults(client, {"kind": "delay", "seconds": 0.01, "times": None})
+    assert client.get("/api/system/info").status_code == 200
+    assert client.get("/standin/faults").json()["faults"]
+
+
+@pytest.mark.parametrize(
+    "body", ["", "5", '["x"]', '[{"kind": "x"}]', '[{"kind": "drop", "x": 1}]']
+)
+def test_a_fault_that_does_not_exist_is_refused(client: httpx.Client, body: str):
+    assert client.put("/standin/faults", content=body).status_code == 400
+
+
+def test_faults_are_nobody_elses_business(dhis2: str):
+    assert httpx.put(f"{dhis2}/standin/faults", json=[{"kind": "drop"}]).status_code == 401
+    assert httpx.get(f"{dhis2}/standin/faults").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"username": "", "password": "x"}',
+        '{"username": "u", "password": "x", "token": 5}',
+    ],
+)
 def test_bad_credentials_file_is_named(tmp_path, capsys, content: str):
     path = tmp_path / "credentials.json"
     path.write_text(content)
