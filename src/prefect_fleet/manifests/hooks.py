@@ -118,9 +118,12 @@ def _write(
             _enter(manifest, flow, flow_run, state)
         else:
             _leave(manifest, flow, flow_run, state)
-        if manifests.care_of(key) is None:
-            # First the note that the run needs care: without it a killed run would stay open.
+        # First the note that the run needs care: without it a killed run would stay open. What is
+        # noted about an earlier attempt does not count any more.
+        if (noted := manifests.care_of(key)) is None:
             manifests.set_care(key, Care(path))
+        elif state.is_running() and noted != (fresh := Care(path, noted.uploaded)):
+            manifests.set_care(key, fresh)
         manifest.updated = timestamp(datetime.now().astimezone())
         manifests.write(path, manifest.dump())
 
@@ -173,7 +176,7 @@ def _enter(
     )
     manifest.run.name = flow_run.name
     manifest.worker = _worker(flow_run)
-    manifest.process = this_process()
+    manifest.process = this_process(manifest.run.attempts)
     manifest.code = _code(flow)
     manifest.state = _state(state, "run", set())
 
@@ -186,7 +189,7 @@ def _leave(
 ) -> None:
     """The run has ended, or is about to: the hook for a cancellation comes before its state."""
     if manifest.process is not None:
-        is_own = manifest.process == this_process()
+        is_own = manifest.process == this_process(manifest.process.attempt)
     else:  # it never began to run
         is_own = os.environ.get("PREFECT__FLOW_RUN_ID") == manifest.run.id or (
             flow_run.deployment_id is None
@@ -199,19 +202,21 @@ def _leave(
     manifest.state = _state(state, "run" if is_own else "worker", secrets)
     if flow_run.name:
         manifest.run.name = redact.scrub(flow_run.name, secrets)
-    manifest.missing = dict.fromkeys(FACTS, NOT_YET)
-    manifest.result = _result(state)
     if not manifest.is_final:
         return
+    manifest.missing = dict.fromkeys(FACTS, NOT_YET)
+    manifest.result = _result(state)
     manifest.finish(state.timestamp)
-    if not state.is_completed():
+    if error is not None:
         manifest.error = Error(
-            type=f"{type(error).__module__}.{type(error).__qualname__}" if error else None,
-            message=redact.scrub(str(error), secrets)[: redact.TEXT_LIMIT]
-            if error
-            else manifest.state.message,
-            traceback=redact.format_traceback(error, secrets) if error else None,
+            type=f"{type(error).__module__}.{type(error).__qualname__}",
+            message=redact.scrub(str(error), secrets)[: redact.TEXT_LIMIT],
+            traceback=redact.format_traceback(error, secrets),
         )
+    elif state.is_completed():
+        manifest.error = None
+    elif manifest.error is None:  # else the run itself has said more than its worker can
+        manifest.error = Error(type=None, message=manifest.state.message, traceback=None)
 
 
 def _known_secrets(flow_run: FlowRun) -> set[str]:
@@ -232,7 +237,14 @@ def _exception_of(state: PrefectState[Any]) -> BaseException | None:
 
 
 def _result(state: PrefectState[Any]) -> Result | None:
-    metadata = state.data.metadata if isinstance(state.data, ResultRecord) else state.data
+    data = state.data
+    if isinstance(data, ResultRecord):
+        data = data.metadata if data.is_persisted else None
+    return result_of(data)
+
+
+def result_of(metadata: Any) -> Result | None:
+    """The reference that a state's data makes to a stored result; None if there is none."""
     if not isinstance(metadata, ResultRecordMetadata) or not metadata.storage_key:
         return None
     return Result(storage_key=metadata.storage_key, block_id=_text(metadata.storage_block_id))

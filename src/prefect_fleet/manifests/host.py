@@ -19,11 +19,16 @@ def hostname() -> str:
     return socket.gethostname()
 
 
-def this_process() -> Process:
-    """This process."""
+def this_process(attempt: int) -> Process:
+    """This process, which is that attempt of a run."""
     pid = os.getpid()
     stat = _stat(pid)
-    return Process(pid=pid, start_ticks=stat[1] if stat else None, boot_id=_boot_id())
+    return Process(
+        pid=pid,
+        start_ticks=stat[1] if stat else None,
+        boot_id=_boot_id(),
+        attempt=attempt,
+    )
 
 
 def is_alive(process: Process) -> bool:

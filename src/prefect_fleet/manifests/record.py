@@ -20,6 +20,7 @@ Source = Literal["run", "worker", "api", "sweep"]
 Fact = Literal["tasks", "result", "artifacts"]
 FACTS: tuple[Fact, ...] = ("tasks", "result", "artifacts")
 NOT_YET = "not looked up yet"
+NO_RESULT = "the run stored no result"
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
@@ -91,12 +92,14 @@ class Process:
     Attributes:
         start_ticks: when it started, in clock ticks since boot; null where there is no /proc.
         boot_id: which boot of the machine; null where there is no /proc.
+        attempt: which attempt of the run it is, from 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     pid: int
     start_ticks: int | None
     boot_id: str | None
+    attempt: int = 0
 
 
 @dataclass
@@ -193,6 +196,16 @@ class Manifest:
     def is_final(self) -> bool:
         """The run has ended, as far as this manifest knows."""
         return self.state.type in FINAL_TYPES
+
+    @property
+    def latest_attempt(self) -> int:
+        """The latest attempt whose process this manifest names; 0 if none began."""
+        return self.process.attempt if self.process else 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Every fact that is filled in after a run is there."""
+        return all(reason == NO_RESULT for reason in self.missing.values())
 
     def finish(self, end: datetime) -> None:
         """Note when the run ended."""
