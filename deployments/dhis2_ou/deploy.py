@@ -15,7 +15,7 @@ def build_deployment() -> RunnerDeployment:
     deployment = RunnerDeployment.from_entrypoint(
         str(Path(__file__).parent / ENTRYPOINT),
         name="dhis2-ou",
-        description="Reads all organisation units of one DHIS2 server and counts them by level.",
+        description="Keeps all organisation units of one DHIS2 server as a Parquet file.",
         tags=["dhis2"],
         schedule=CronSchedule(cron="*/15 * * * *", timezone="UTC"),
         work_pool_name="default",
