@@ -7,36 +7,14 @@ from typing import Any, Literal
 from dotenv import load_dotenv
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import acreate_table_artifact
-from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
 
 from prefect_dhis2 import Dhis2Credentials
+from prefect_dhis2.servers import read_stored_names
 from prefect_examples.dhis2 import get_system_info
-
-BLOCKS_PER_REQUEST = 200
 
 
 class ServersFailedError(RuntimeError):
     """DHIS2 servers that did not pass their check; the message names them."""
-
-
-async def stored_server_names() -> list[str]:
-    """Return the names of all stored `Dhis2Credentials` blocks, sorted."""
-    names: list[str] = []
-    async with get_client() as client:
-        while True:
-            try:
-                documents = await client.read_block_documents_by_type(
-                    Dhis2Credentials.get_block_type_slug(),
-                    offset=len(names),
-                    limit=BLOCKS_PER_REQUEST,
-                    include_secrets=False,
-                )
-            except ObjectNotFound:
-                return []
-            names += [document.name for document in documents if document.name]
-            if len(documents) < BLOCKS_PER_REQUEST:
-                return sorted(names)
 
 
 @task(task_run_name="check-{server}")
@@ -91,7 +69,7 @@ async def dhis2_connection_flow(
             reason.
     """
     logger = get_run_logger()
-    servers = await stored_server_names()
+    servers = await read_stored_names()
     if not servers:
         logger.warning("No DHIS2 server is stored; scripts/create_blocks.py stores them.")
         return []

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
 from prefect_dhis2.credentials import Dhis2Credentials
 from prefect_fleet.inputs import InputError, require_mapping
 
+BLOCKS_PER_REQUEST = 200
 VARIABLE_PREFIX = "DHIS2_SERVERS__"
 REQUIRED = {"name": str, "base_url": str}
 OPTIONAL: dict[str, type | tuple[type, ...]] = {
@@ -92,8 +95,7 @@ def read_variables(variables: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the entries that `DHIS2_SERVERS__<NAME>__<KEY>` variables describe, by name.
 
     Upper case and underscores of a variable become lower case and, in names, dashes. A variable
-    without a second double underscore makes an entry of its own that `read_servers` finds fault
-    with.
+    without a second double underscore becomes a key that `read_servers` does not know.
     """
     entries: dict[str, dict[str, Any]] = {}
     for variable in sorted(variables):
@@ -101,7 +103,7 @@ def read_variables(variables: Mapping[str, str]) -> list[dict[str, Any]]:
             continue
         name, _, key = variable.removeprefix(VARIABLE_PREFIX).lower().partition("__")
         name = name.replace("_", "-")
-        entries.setdefault(name, {"name": name})[key] = _parse(key, variables[variable])
+        entries.setdefault(name, {"name": name})[key or variable] = _parse(key, variables[variable])
     return list(entries.values())
 
 
@@ -113,3 +115,25 @@ def _parse(key: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+async def read_stored_names() -> list[str]:
+    """Return the names of all stored `Dhis2Credentials` blocks, sorted.
+
+    Raises:
+        httpx.HTTPError: the Prefect API does not answer or refuses.
+    """
+    names: list[str] = []
+    slug = Dhis2Credentials.get_block_type_slug()
+    async with get_client() as client:
+        while True:
+            try:
+                documents = await client.read_block_documents_by_type(
+                    slug, offset=len(names), limit=BLOCKS_PER_REQUEST, include_secrets=False
+                )
+            except ObjectNotFound:
+                # No block of this type was ever stored, nor the type itself.
+                return []
+            names += [document.name for document in documents if document.name]
+            if len(documents) < BLOCKS_PER_REQUEST:
+                return sorted(names)
