@@ -1,259 +1,269 @@
-"""Deploy every prefect.yaml below a folder: `python -m prefect_fleet.deploy --root DIR [--check]`.
+"""Deploy every prefect.yaml below a folder: `python -m prefect_fleet.deploy --root DIR`.
 
-All files are checked before anything changes, the work pools against the API too, and all faults
-are reported together on stderr as `path/prefect.yaml:LINE: deployment 'x': what is wrong; what to
-write`. Then `prefect deploy --all` runs for each file, and the API is asked whether every
-deployment is there and was written. What is on the server but in no file stays there.
+Everything is read and checked first. All faults are reported together on stderr, those of files as
+`path/prefect.yaml:LINE: deployment 'x': what is wrong; what to write`, and nothing is changed.
+Then the plan is printed: what is new, what changes and how, and what is on the server but in no
+file any more. With `--plan` that is all. Otherwise it is written, all or nothing: if a write
+fails, what was written before it is put back.
 
-The last line of stdout is
-`{"deployments": [{"name": "flow/deployment", "status": "new|changed|unchanged"}]}`; with
-`--check`, which changes nothing, the status is `new` or `existing`.
-Exit status: 0 done, 1 faults, or not everything was deployed, 2 wrong usage.
+Stored is what `prefect deploy --all` would store, but that pauses made by hand stay. Deployments
+that are gone from the files are removed only with `--prune`, and only if this project made them;
+its name is the `name` in the folder's own prefect.yaml, or `--project`.
+
+`--settings` names a YAML or JSON file with mode 0600, or `-` for standard input. Its keys, all of
+them optional: work_pools (as for prefect_fleet.pools), block_modules (modules whose block types
+are registered), result_storage (as for prefect_fleet.results) and dhis2_servers (as for
+prefect_dhis2.servers).
+
+The last line of stdout is `{"changes": 2, "plan": [{"kind": …, "name": "…", "status": …,
+"details": ["…"]}]}`; kind is one of work pool, block type, block and deployment, status one of new,
+changed, unchanged, gone and removed.
+Exit status: 0 done, 1 faults, or nothing or not everything was done, 2 wrong usage.
 """
 
 import argparse
 import asyncio
-import json
-import subprocess
+import contextlib
+import signal
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 
-from prefect_fleet.api import ApiError, Status, api_errors
-from prefect_fleet.prefect_files import FILE_NAME, Deployment, Fault, PrefectFile, check_files
+from prefect_fleet import stock
+from prefect_fleet.api import ApiError, api_errors, block_data
+from prefect_fleet.blocks import BlockPlan, import_block_classes, plan_blocks, write_blocks
+from prefect_fleet.deployments import (
+    Change,
+    Deployments,
+    DeploymentWriter,
+    Removal,
+    StepError,
+    has_steps,
+)
+from prefect_fleet.inputs import InputError, read_file, require_mapping
+from prefect_fleet.journal import Journal, finish
+from prefect_fleet.plan import Item, count_changes, print_plan, to_json
+from prefect_fleet.pools import Pool, PoolChange, parse_pools, plan_pools, write_pool
+from prefect_fleet.prefect_files import Files, check_files
+from prefect_fleet.server_state import ServerState, read_state
 
-POOLS_PER_REQUEST = 200
-# Build and push steps are part of a deploy and may take their time; a hanging one must end.
-DEPLOY_TIMEOUT_SECONDS = 900
-# What the API shows of a deployment that is no part of what was deployed: when and by whom it
-# was written, what the server made of it, and what workers do to it.
-BOOKKEEPING = {
-    "id", "created", "updated", "created_by", "updated_by", "flow_id", "work_queue_id",
-    "deployment_id", "last_polled", "status", "version_id", "version_info", "active_slots",
-}  # fmt: skip
-
-
-class DeployError(RuntimeError):
-    """Prefect did not deploy what a file says."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A deployment as the API shows it: when it was written, and what it says."""
-
-    updated: datetime
-    content: dict[str, Any]
-
-
-async def find_missing_pools(files: list[PrefectFile]) -> list[Fault]:
-    """Return a fault for each deployment whose work pool the API does not have."""
-    async with get_client() as client:
-        pools = await _read_pool_names(client)
-    known = ", ".join(sorted(pools)) or "none"
-    return [
-        Fault(
-            file.shown,
-            deployment.work_pool_line,
-            deployment.name,
-            f"there is no work pool {deployment.work_pool}; create it, or write one of: {known}",
-        )
-        for file in files
-        for deployment in file.deployments
-        if deployment.work_pool not in pools
-    ]
+HOME = Path("/opt/prefect")
+SETTINGS = {
+    "work_pools": list,
+    "block_modules": list,
+    "result_storage": dict,
+    "dhis2_servers": list,
+}
 
 
-async def _read_pool_names(client: PrefectClient) -> set[str]:
-    names: set[str] = set()
-    offset = 0
-    while True:
-        pools = await client.read_work_pools(limit=POOLS_PER_REQUEST, offset=offset)
-        names |= {pool.name for pool in pools}
-        offset += POOLS_PER_REQUEST
-        if len(pools) < POOLS_PER_REQUEST:
-            return names
+class FaultsError(RuntimeError):
+    """There are faults; `lines` say them, one each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(f"{len(lines)} faults; nothing was changed")
+        self.lines = lines
 
 
-async def take_snapshots(deployments: Iterable[Deployment]) -> dict[str, Snapshot]:
-    """Return those of the deployments that the API has, by name."""
-    snapshots: dict[str, Snapshot] = {}
-    async with get_client() as client:
-        for deployment in deployments:
-            snapshot = await _take_snapshot(client, deployment)
-            if snapshot is not None:
-                snapshots[deployment.name] = snapshot
-    return snapshots
+class WriteError(RuntimeError):
+    """A write failed; the message says what was put back and what could not be."""
 
 
-async def _take_snapshot(client: PrefectClient, deployment: Deployment) -> Snapshot | None:
+@dataclass
+class Settings:
+    """What is deployed besides the files: pools, block classes, and blocks by name."""
+
+    pools: list[Pool] = field(default_factory=list)
+    classes: list[Any] = field(default_factory=list)
+    blocks: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """All that a deploy does."""
+
+    pools: list[PoolChange]
+    blocks: BlockPlan
+    changes: list[Change]
+    removals: list[Removal]
+
+    def items(self) -> list[Item]:
+        """Return what it does to each thing."""
+        parts = (self.pools, self.changes, self.removals)
+        pools, changes, removals = ([one.item for one in part] for part in parts)
+        return [*pools, *self.blocks.items, *changes, *removals]
+
+
+def parse_settings(given: Any) -> tuple[Settings, list[str]]:
+    """Return the settings, and what is wrong with them, without a value of theirs."""
+    settings = Settings()
     try:
-        found = await client.read_deployment_by_name(deployment.name)
-    except ObjectNotFound:
-        return None
-    owner = f"prefect.deployment.{found.id}"
-    content = _strip(found.model_dump(mode="json"))
-    # Prefect 3.9.1 stores a missing description as "None" on the first deploy and as null later.
-    if content["description"] == "None":
-        content["description"] = None
-    content["schedules"] = sorted(
-        (_strip_schedule(one, deployment) for one in content["schedules"]), key=_sort_key
-    )
-    if content.get("global_concurrency_limit"):
-        content["global_concurrency_limit"] = _strip(content["global_concurrency_limit"])
-    # A file's triggers become automations that the deployment owns.
-    content["triggers"] = sorted(
-        (
-            _strip_everywhere(automation.model_dump(mode="json"))
-            for automation in await client.read_resource_related_automations(owner)
-            if automation.owner_resource == owner
-        ),
-        key=_sort_key,
-    )
-    assert found.updated is not None, "the API states it for every deployment that it stores"
-    return Snapshot(found.updated, content)
+        require_mapping(given, required={}, optional=dict(SETTINGS))
+    except InputError as error:
+        return settings, [f"settings: {error}"]
+    faults: list[str] = []
+
+    @contextlib.contextmanager
+    def collecting(part: str) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            faults.extend(f"settings: {part}: {line}" for line in str(error).splitlines())
+
+    with collecting("work_pools"):
+        if given.get("work_pools"):
+            settings.pools = parse_pools(given["work_pools"])
+    with collecting("block_modules"):
+        settings.classes = import_block_classes(given.get("block_modules") or [])
+    with collecting("result_storage"):
+        if given.get("result_storage"):
+            from prefect_fleet.results import build_block
+
+            name, block = build_block(given["result_storage"])
+            settings.blocks[name] = block
+    if given.get("dhis2_servers"):
+        from prefect_dhis2.servers import build_blocks
+
+        blocks, problems = build_blocks(given["dhis2_servers"])
+        faults += [f"settings: dhis2_servers: {problem}" for problem in problems]
+        faults += [
+            f"settings: dhis2_servers: {name} is the result storage's name already"
+            for name in blocks.keys() & settings.blocks.keys()
+        ]
+        settings.blocks |= blocks
+    return settings, faults
 
 
-def _strip(shown: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in shown.items() if key not in BOOKKEEPING}
-
-
-def _strip_everywhere(shown: Any) -> Any:
-    if isinstance(shown, dict):
-        return {key: _strip_everywhere(value) for key, value in _strip(shown).items()}
-    if isinstance(shown, list):
-        return [_strip_everywhere(item) for item in shown]
-    return shown
-
-
-def _strip_schedule(shown: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
-    """Drop the bookkeeping, and an anchor that is only the time of the deploy."""
-    kept = _strip(shown)
-    if deployment.has_floating_anchor:
-        kept["schedule"] = {
-            key: value for key, value in kept["schedule"].items() if key != "anchor_date"
-        }
-    return kept
-
-
-def _sort_key(shown: dict[str, Any]) -> str:
-    return json.dumps(shown, sort_keys=True)
-
-
-def run_prefect_deploy(file: PrefectFile) -> str:
-    """Run Prefect's own command for one file and return what it printed.
-
-    It runs in the file's folder: Prefect resolves entrypoints against the current directory, also
-    where `--prefect-file` names a file elsewhere. `-P` keeps that folder off `sys.path`, so that
-    nothing in it can stand in for a module that Prefect imports.
+async def make_plan(
+    recorder: stock.Recorder,
+    state: ServerState,
+    files: Files,
+    settings: Settings,
+    faults: list[str],
+    options: argparse.Namespace,
+) -> Plan:
+    """Return what the deploy does.
 
     Raises:
-        DeployError: it ended with another status than 0, or not in time.
+        FaultsError: something is wrong, with all that was found, `faults` among it.
+        StepError: a build or push step failed; only without `--plan`.
     """
-    command = [sys.executable, "-P", "-m", "prefect", "--no-prompt"]
-    command += ["deploy", "--all", "--prefect-file", FILE_NAME]
+    pools: list[PoolChange] = []
     try:
-        done = subprocess.run(
-            command,
-            cwd=file.path.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=DEPLOY_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DeployError(
-            f"{file.shown}: prefect deploy did not end within {DEPLOY_TIMEOUT_SECONDS} s"
-        ) from error
-    if done.returncode != 0:
-        raise DeployError(
-            f"{file.shown}: prefect deploy ended with status {done.returncode}:\n{done.stdout}"
-        )
-    return done.stdout
+        pools = plan_pools(settings.pools, state.pools, state.queues)
+    except InputError as error:
+        faults = [*faults, *(f"settings: work_pools: {line}" for line in str(error).splitlines())]
+    blocks = await plan_blocks(recorder, settings.classes, settings.blocks)
+    recorder.pools = state.pools | {one.pool.name: one.result() for one in pools}
+    recorder.coming_blocks = {key: block_data(block) for key, block in blocks.blocks.items()}
+    for change in pools:
+        known = state.queues.setdefault(change.pool.name, {"default"})
+        known.update(change.queues)
+    project = options.project or files.project
+    planner = Deployments(recorder, state, project, prune=options.prune)
+    changes = [await planner.plan(entry, run_steps=False) for entry in files.entries]
+    file_faults = sorted({*files.faults, *planner.faults})
+    faults = [*faults, *(str(fault) for fault in file_faults)]
+    if faults:
+        raise FaultsError(faults)
+    removals = planner.plan_gone(files.entries)
+    if not options.plan:
+        # Steps have effects of their own, so they run only when nothing else is in the way.
+        for index, entry in enumerate(files.entries):
+            if has_steps(entry):
+                changes[index] = await planner.plan(entry, run_steps=True)
+        if planner.faults:
+            raise FaultsError([str(fault) for fault in planner.faults])
+    return Plan(pools, blocks, [change for change in changes if change], removals)
 
 
-def deploy_file(file: PrefectFile) -> list[dict[str, str]]:
-    """Deploy one file and return name and status of each of its deployments.
-
-    Raises:
-        DeployError: Prefect failed, or a deployment is not there or was not written afterwards.
-    """
-    before = asyncio.run(take_snapshots(file.deployments))
-    output = run_prefect_deploy(file)
-    after = asyncio.run(take_snapshots(file.deployments))
-    lost = [
-        deployment.name
-        for deployment in file.deployments
-        if deployment.name not in after
-        or (
-            deployment.name in before
-            and after[deployment.name].updated <= before[deployment.name].updated
-        )
-    ]
-    if lost:
-        raise DeployError(
-            f"{file.shown}: prefect deploy ended with status 0 and did not write "
-            f"{', '.join(lost)}:\n{output}"
-        )
-    return [
-        {"name": deployment.name, "status": _compare(deployment.name, before, after)}
-        for deployment in file.deployments
-    ]
-
-
-def _compare(name: str, before: dict[str, Snapshot], after: dict[str, Snapshot]) -> Status:
-    if name not in before:
-        return "new"
-    return "unchanged" if before[name].content == after[name].content else "changed"
-
-
-def check(root: Path) -> tuple[list[PrefectFile], list[Fault]]:
-    """Check all files below `root` by themselves and against the API.
+async def write(client: PrefectClient, state: ServerState, plan: Plan) -> None:
+    """Write what the plan says, or put everything back.
 
     Raises:
-        ApiError: the API can't be asked. The files' own faults are printed before.
+        WriteError: a write failed.
     """
-    files, faults = check_files(root)
+    journal = Journal()
+    try:
+        for pool in plan.pools:
+            if pool.item.changes:
+                await write_pool(client, journal, pool)
+        await write_blocks(journal, plan.blocks)
+        writer = DeploymentWriter(client, journal, state)
+        for change in plan.changes:
+            if change.item.changes:
+                await writer.write(change)
+        await writer.remove([one for one in plan.removals if one.item.changes])
+    except BaseException as error:
+        left = await finish(journal.put_back())
+        cause = "it was stopped" if isinstance(error, asyncio.CancelledError) else _said(error)
+        text = f"{cause}; what was written before is put back"
+        if left:
+            lines = "".join(f"\n  {line}" for line in left)
+            text = f"{cause}; put back but for this, which a new deploy mends:{lines}"
+        raise WriteError(text) from error
+
+
+def _said(error: BaseException) -> str:
+    """Say why a write failed; what the API quotes of a request may hold secrets."""
+    if isinstance(error, PrefectHTTPStatusError):
+        request = error.request
+        answer = error.response.status_code
+        return f"the API answered {answer} to {request.method} {request.url.path}"
+    return f"a write failed: {type(error).__name__}: {error}"
+
+
+async def deploy(files: Files, given: Any, options: argparse.Namespace) -> None:
+    """Plan, print the plan, and write it unless `--plan` is given.
+
+    Raises:
+        ApiError: the API can't be asked. Faults that need no API are printed before.
+        FaultsError: something is wrong.
+        StepError: a build or push step failed.
+        WriteError: a write failed.
+    """
+    settings, faults = parse_settings(given)
     try:
         with api_errors():
-            faults += asyncio.run(find_missing_pools(files))
+            async with stock.recorder() as recorder:
+                state = await read_state(recorder)
+                plan = await make_plan(recorder, state, files, settings, faults, options)
     except ApiError:
-        _print_faults(faults)
+        _print_lines([*faults, *(str(fault) for fault in files.faults)])
         raise
-    return files, sorted(faults)
+    items = plan.items()
+    nothing = "nothing to do: the server has what the files say"
+    print_plan(items, sys.stdout, nothing=nothing)
+    if not options.plan and count_changes(items):
+        sys.stdout.flush()
+        with api_errors():
+            async with get_client() as client:
+                await write(client, state, plan)
+    print(to_json(items))
 
 
-def _print_faults(faults: list[Fault]) -> None:
-    for fault in faults:
-        print(fault, file=sys.stderr)
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
-def _check_statuses(files: list[PrefectFile]) -> list[dict[str, str]]:
-    deployments = [deployment for file in files for deployment in file.deployments]
-    found = asyncio.run(take_snapshots(deployments))
-    return [
-        {"name": deployment.name, "status": "existing" if deployment.name in found else "new"}
-        for deployment in deployments
-    ]
-
-
-def _deploy_all(files: list[PrefectFile]) -> list[dict[str, str]]:
-    statuses: list[dict[str, str]] = []
-    for file in files:
-        try:
-            statuses += deploy_file(file)
-        except DeployError as error:
-            done = ", ".join(status["name"] for status in statuses) or "none"
-            raise DeployError(f"{error}\ndeployed before it: {done}") from error
-    return statuses
+async def _until_stopped(files: Files, given: Any, options: argparse.Namespace) -> None:
+    """Take SIGTERM as Ctrl-C is taken, so that it puts back what is half written."""
+    task = asyncio.current_task()
+    assert task, "asyncio.run makes one"
+    loop = asyncio.get_running_loop()
+    # Only a program's main thread may; elsewhere nobody sends it signals.
+    with contextlib.suppress(RuntimeError, ValueError):
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await deploy(files, given, options)
+    finally:
+        with contextlib.suppress(RuntimeError, ValueError):
+            loop.remove_signal_handler(signal.SIGTERM)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -261,23 +271,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m prefect_fleet.deploy", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--root", type=Path, required=True, help="folder with the files below it")
-    parser.add_argument("--check", action="store_true", help="check everything, change nothing")
+    parser.add_argument(
+        "--home", type=Path, default=HOME, help="where workers have the current release"
+    )
+    parser.add_argument(
+        "--settings", type=Path, help="YAML or JSON, mode 0600; - is standard input"
+    )
+    parser.add_argument("--project", help="whose deployments these are, instead of the root's name")
+    parser.add_argument("--plan", action="store_true", help="show the plan, change nothing")
+    parser.add_argument(
+        "--prune", action="store_true", help="remove what this project made and no file has"
+    )
     options = parser.parse_args(arguments)
     root: Path = options.root.resolve()
     if not root.is_dir():
         parser.error(f"--root {options.root}: there is no such folder")
     try:
-        files, faults = check(root)
-        if faults:
-            _print_faults(faults)
-            print(f"{len(faults)} faults; nothing was deployed", file=sys.stderr)
-            return 1
-        with api_errors():
-            statuses = _check_statuses(files) if options.check else _deploy_all(files)
-    except (ApiError, DeployError) as error:
+        given = read_file(options.settings, secret=True) if options.settings else {}
+        files = check_files(root, options.home)
+        if options.prune and not (options.project or files.project):
+            parser.error("--prune: write name: in the root's prefect.yaml, or give --project")
+        asyncio.run(_until_stopped(files, given or {}, options))
+    except FaultsError as error:
+        _print_lines([*error.lines, str(error)])
+        return 1
+    except (ApiError, InputError, StepError, WriteError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps({"deployments": statuses}))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("stopped; nothing was changed", file=sys.stderr)
+        return 1
     return 0
 
 

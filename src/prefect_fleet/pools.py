@@ -9,8 +9,10 @@ Exit status: 0 done, 1 nothing or not everything was done (reasons on stderr), 2
 """
 
 import asyncio
+import contextlib
 import json
 import sys
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +20,12 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import ObjectNotFound
-from prefect.workers.base import BaseWorker
-from prefect.workers.process import ProcessWorker
 
-from prefect_fleet.api import ApiError, Status, api_errors
+from prefect_fleet.api import ApiError, api_errors
 from prefect_fleet.inputs import InputError, file_argument, read_file, require_mapping
+from prefect_fleet.journal import Journal
+from prefect_fleet.plan import Item, PlanStatus
+from prefect_fleet.server_state import read_pages
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def _parse_pool(entry: Any) -> Pool:
     limit = entry.get("concurrency_limit")
     if limit == "" or (limit is not None and limit < 0):
         raise InputError("concurrency_limit is no number from 0; write null for no limit")
-    if _worker_class(entry["type"]) is None:
+    if entry["type"] != "process" and _worker_class(entry["type"]) is None:
+        from prefect.workers.base import BaseWorker
+
         known = ", ".join(sorted(BaseWorker.get_all_available_worker_types()))
         raise InputError(f"no worker of type {entry['type']!r} is installed; known: {known}")
     queues = entry.get("work_queues") or []
@@ -85,81 +90,157 @@ def _parse_pool(entry: Any) -> Pool:
     return Pool(entry["name"], entry["type"], limit, tuple(queues))
 
 
-def _worker_class(worker_type: str) -> type[BaseWorker[Any, Any, Any]] | None:
-    if worker_type == ProcessWorker.type:
+def _worker_class(worker_type: str) -> Any:
+    """Return the class of a type's worker, or None. Importing workers takes half a second."""
+    if worker_type == "process":
+        from prefect.workers.process import ProcessWorker
+
         return ProcessWorker
+    from prefect.workers.base import BaseWorker
+
     return BaseWorker.get_worker_class_from_type(worker_type)
 
 
-async def ensure_pools(pools: list[Pool]) -> list[dict[str, str]]:
+@dataclass(frozen=True)
+class PoolChange:
+    """A work pool of the list, and what it becomes.
+
+    Attributes:
+        item: for the plan.
+        pool: the pool as it should be.
+        stored: the pool as the server has it; None for a new one.
+        queues: its work queues that are not there yet.
+    """
+
+    item: Item
+    pool: Pool
+    stored: WorkPool | None
+    queues: tuple[str, ...]
+
+    def result(self) -> WorkPool:
+        """Return the pool as it will be on the server."""
+        if self.stored is not None:
+            return self.stored
+        return WorkPool.model_construct(
+            name=self.pool.name, type=self.pool.type, base_job_template=_template(self.pool)
+        )
+
+
+def plan_pools(
+    pools: list[Pool], stored: Mapping[str, WorkPool], queues: Mapping[str, Set[str]]
+) -> list[PoolChange]:
+    """Return what each pool becomes.
+
+    Args:
+        pools: the pools as they should be.
+        stored: those of the server, by name.
+        queues: names of the work queues of these.
+
+    Raises:
+        InputError: a pool exists with another type.
+    """
+    faults = [
+        f"work pool {pool.name}: has type {found.type}, which can't become {pool.type}; write "
+        f"type {found.type}, or delete it first (prefect work-pool delete {pool.name})"
+        for pool in pools
+        if (found := stored.get(pool.name)) and found.type != pool.type
+    ]
+    if faults:
+        raise InputError("\n".join(faults))
+    return [_plan(pool, stored.get(pool.name), queues.get(pool.name, set())) for pool in pools]
+
+
+def _plan(pool: Pool, stored: WorkPool | None, queues: Set[str]) -> PoolChange:
+    # Every pool is made with a queue of this name.
+    there = queues if stored else {"default"}
+    missing = tuple(name for name in dict.fromkeys(pool.work_queues) if name not in there)
+    details = []
+    if stored is not None and stored.concurrency_limit != pool.concurrency_limit:
+        old, new = (_shown(one.concurrency_limit) for one in (stored, pool))
+        details.append(f"concurrency_limit: {old} -> {new}")
+    details += [f"work queue {name} is new" for name in missing]
+    status: PlanStatus = "new" if stored is None else "changed" if details else "unchanged"
+    return PoolChange(Item("work pool", pool.name, status, details), pool, stored, missing)
+
+
+def _shown(limit: int | None) -> str:
+    return "none" if limit is None else str(limit)
+
+
+def _template(pool: Pool) -> dict[str, Any]:
+    worker_class = _worker_class(pool.type)
+    assert worker_class is not None, "parse_pools refuses types without a worker"
+    return worker_class.get_default_base_job_template()
+
+
+async def write_pool(client: PrefectClient, journal: Journal, change: PoolChange) -> None:
+    """Create or update one pool and its queues."""
+    pool, stored = change.pool, change.stored
+
+    async def create() -> None:
+        await client.create_work_pool(
+            WorkPoolCreate(
+                name=pool.name,
+                type=pool.type,
+                # Without a template the pool can't run anything before a worker has filled it in.
+                base_job_template=_template(pool),
+                concurrency_limit=pool.concurrency_limit,
+            )
+        )
+
+    async def delete() -> None:
+        with contextlib.suppress(ObjectNotFound):
+            await client.delete_work_pool(pool.name)
+
+    async def set_limit(limit: int | None) -> None:
+        await client.update_work_pool(pool.name, WorkPoolUpdate(concurrency_limit=limit))
+
+    what = f"work pool {pool.name}"
+    if stored is None:
+        await journal.write(what, create, delete)
+    elif stored.concurrency_limit != pool.concurrency_limit:
+        await journal.write(
+            what,
+            lambda: set_limit(pool.concurrency_limit),
+            lambda: set_limit(stored.concurrency_limit),
+        )
+    for queue in change.queues:
+        await create_queue(client, journal, pool.name, queue)
+
+
+async def create_queue(client: PrefectClient, journal: Journal, pool: str, queue: str) -> None:
+    """Create a work queue that is not there."""
+
+    async def create() -> None:
+        await client.create_work_queue(queue, work_pool_name=pool)
+
+    async def delete() -> None:
+        try:
+            found = await client.read_work_queue_by_name(queue, work_pool_name=pool)
+        except ObjectNotFound:
+            return
+        await client.delete_work_queue_by_id(found.id)
+
+    await journal.write(f"work queue {queue} of {pool}", create, delete)
+
+
+async def ensure_pools(pools: list[Pool]) -> list[Item]:
     """Create and update; nothing is changed when one of them would need another type.
 
     Raises:
         InputError: a pool exists with another type.
     """
     async with get_client() as client:
-        existing = {pool.name: await _read(client, pool.name) for pool in pools}
-        faults = [
-            f"work pool {pool.name}: has type {found.type}, which can't become {pool.type}; write "
-            f"type {found.type}, or delete it first (prefect work-pool delete {pool.name})"
-            for pool in pools
-            if (found := existing[pool.name]) and found.type != pool.type
-        ]
-        if faults:
-            raise InputError("\n".join(faults))
-        return [
-            {"name": pool.name, "status": await _ensure(client, pool, existing[pool.name])}
-            for pool in pools
-        ]
-
-
-async def _read(client: PrefectClient, name: str) -> WorkPool | None:
-    try:
-        return await client.read_work_pool(name)
-    except ObjectNotFound:
-        return None
-
-
-async def _ensure(client: PrefectClient, pool: Pool, existing: WorkPool | None) -> Status:
-    status = await _ensure_pool(client, pool, existing)
-    if await _add_queues(client, pool) and status == "unchanged":
-        return "changed"
-    return status
-
-
-async def _ensure_pool(client: PrefectClient, pool: Pool, existing: WorkPool | None) -> Status:
-    if existing is None:
-        worker_class = _worker_class(pool.type)
-        assert worker_class is not None, "parse_pools refuses types without a worker"
-        await client.create_work_pool(
-            WorkPoolCreate(
-                name=pool.name,
-                type=pool.type,
-                # Without a template the pool can't run anything before a worker has filled it in.
-                base_job_template=worker_class.get_default_base_job_template(),
-                concurrency_limit=pool.concurrency_limit,
-            )
-        )
-        return "new"
-    if existing.concurrency_limit == pool.concurrency_limit:
-        return "unchanged"
-    await client.update_work_pool(
-        pool.name, WorkPoolUpdate(concurrency_limit=pool.concurrency_limit)
-    )
-    return "changed"
-
-
-async def _add_queues(client: PrefectClient, pool: Pool) -> bool:
-    """Create the queues that are missing, and tell whether there were any."""
-    missing = []
-    for queue in dict.fromkeys(pool.work_queues):
-        try:
-            await client.read_work_queue_by_name(queue, work_pool_name=pool.name)
-        except ObjectNotFound:
-            missing.append(queue)
-    for queue in missing:
-        await client.create_work_queue(queue, work_pool_name=pool.name)
-    return bool(missing)
+        shown = await read_pages(client, "/work_pools/filter")
+        queues: dict[str, set[str]] = {}
+        for queue in await read_pages(client, "/work_queues/filter"):
+            queues.setdefault(queue.get("work_pool_name") or "", set()).add(queue["name"])
+        stored = {pool["name"]: WorkPool.model_validate(pool) for pool in shown}
+        changes = plan_pools(pools, stored, queues)
+        journal = Journal()
+        for change in changes:
+            await write_pool(client, journal, change)
+    return [change.item for change in changes]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,10 +251,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pools = parse_pools(read_file(path))
         with api_errors():
-            statuses = asyncio.run(ensure_pools(pools))
+            items = asyncio.run(ensure_pools(pools))
     except (InputError, ApiError) as error:
         print(error, file=sys.stderr)
         return 1
+    statuses = [{"name": item.name, "status": item.status} for item in items]
     print(json.dumps({"work_pools": statuses}))
     return 0
 

@@ -6,94 +6,140 @@ one whose dependencies are installed elsewhere. Here all of them are faults, and
 before anything is deployed.
 """
 
-import contextlib
 import os
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-# Prefect has no public schema of prefect.yaml. This is the one that `prefect deploy` reads with.
-from prefect.cli.deploy._models import (
-    DeploymentConfig,
-    PrefectYamlModel,
-    RawScheduleConfig,
-    WorkPoolConfig,
-)
+from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
-from prefect.exceptions import MissingFlowError, ScriptError
-from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.flows import Flow
+from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameter_schema
-from prefect.utilities.templating import apply_values
+from prefect.utilities.templating import (
+    Placeholder,
+    PlaceholderType,
+    apply_values,
+    find_placeholders,
+)
 from pydantic import BaseModel, ValidationError
+
+from prefect_fleet import stock
+from prefect_fleet.faults import Fault
+from prefect_fleet.flow_loading import load_flow
+from prefect_fleet.pull_paths import pull_problems
+from prefect_fleet.yaml_file import YamlFile
 
 FILE_NAME = "prefect.yaml"
 SKIPPED_FOLDERS = {"node_modules", "__pycache__"}
 # `definitions` is where Prefect's documentation keeps YAML anchors.
-TOP_LEVEL_KEYS = {field.alias or name for name, field in PrefectYamlModel.model_fields.items()} | {
-    "definitions"
-}
-DEPLOYMENT_KEYS = set(DeploymentConfig.model_fields)
-SCHEDULE_KEYS = set(RawScheduleConfig.model_fields)
+TOP_LEVEL_KEYS = {
+    field.alias or name for name, field in stock.PrefectYamlModel.model_fields.items()
+} | {"definitions"}
+DEPLOYMENT_KEYS = set(stock.DeploymentConfig.model_fields)
+SCHEDULE_KEYS = set(stock.RawScheduleConfig.model_fields)
 SCHEDULE_KINDS = ("cron", "interval", "rrule")
-WORK_POOL_KEYS = set(WorkPoolConfig.model_fields)
+WORK_POOL_KEYS = set(stock.WorkPoolConfig.model_fields)
+CONCURRENCY_KEYS = set(stock.ConcurrencyLimitSpec.model_fields)
+STEP_KEYS = ("build", "push", "pull")
 # These have checks of their own below; Prefect's model would report them a second time.
-CHECKED_BY_HAND = {"name", "entrypoint", "schedule", "schedules", "work_pool"}
+CHECKED_BY_HAND = {
+    "name", "entrypoint", "schedule", "schedules", "work_pool", "concurrency_limit", "triggers",
+    "sla",
+}  # fmt: skip
+
+Keys = tuple[str | int, ...]
 
 
-@dataclass(frozen=True, order=True)
-class Fault:
-    """One mistake.
-
-    Attributes:
-        path: the prefect.yaml, relative to the root.
-        line: where in it, from 1.
-        deployment: name of the deployment, or None for the file as a whole.
-        text: what is wrong; what to write.
-    """
-
-    path: str
-    line: int
-    deployment: str | None
-    text: str
-
-    def __str__(self) -> str:
-        subject = f"deployment {self.deployment!r}: " if self.deployment else ""
-        return f"{self.path}:{self.line}: {subject}{self.text}"
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A deployment of a file, checked.
+@dataclass
+class Entry:
+    """A deployment of a file.
 
     Attributes:
-        name: `<flow name>/<deployment name>`.
-        work_pool: name of its work pool.
-        line: where in the file its name stands.
-        work_pool_line: where its work pool's name stands.
-        has_floating_anchor: an interval schedule has no `anchor_date`, so that Prefect anchors
-            it at the time of each deploy.
+        path: the file.
+        shown: its path relative to the root.
+        source: the file's content, and where its keys stand.
+        index: which of the file's deployments it is, from 0.
+        label: the deployment's own name; its number where it has none.
+        given: what the file says of it, with environment variables filled in.
+        flow: its flow, or None where that can't be imported.
+        sound: no fault was found in it.
     """
-
-    name: str
-    work_pool: str
-    line: int
-    work_pool_line: int
-    has_floating_anchor: bool
-
-
-@dataclass(frozen=True)
-class PrefectFile:
-    """A prefect.yaml, checked; `shown` is its path relative to the root."""
 
     path: Path
     shown: str
-    deployments: tuple[Deployment, ...]
+    source: YamlFile
+    index: int
+    label: str
+    given: dict[str, Any]
+    flow: Flow[..., Any] | None = None
+    sound: bool = True
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """What the file says of it, as it is written."""
+        raw: dict[str, Any] = self.source.data["deployments"][self.index]
+        return raw
+
+    @property
+    def name(self) -> str:
+        """`<flow name>/<deployment name>`, or the latter alone where there is no flow."""
+        return f"{self.flow.name}/{self.label}" if self.flow else self.label
+
+    def line(self, *keys: str | int) -> int:
+        """Return the line of one of its keys; steps may stand beside the deployments."""
+        if keys and keys[0] in STEP_KEYS and keys[0] not in self.raw:
+            return self.source.line(*keys)
+        return self.source.line("deployments", self.index, *keys)
+
+    def fault(self, text: str, *keys: str | int) -> Fault:
+        """Return a fault of it, and remember that it has one."""
+        self.sound = False
+        return Fault(self.shown, self.line(*keys), self.label, text)
+
+    def steps(self, kind: str) -> Any:
+        """Return its build, push or pull steps, be they its own or the file's; None for none."""
+        own = self.given.get(kind)
+        return self.source.data.get(kind) if own is None else own
+
+    def templates(self) -> Iterator[tuple[Keys, Placeholder]]:
+        """Yield each template that deploying fills in, with its keys.
+
+        Pull steps are no part of that: runs fill them in.
+        """
+        for key, value in self.raw.items():
+            if key != "pull":
+                yield from find_templates(value, (key,))
+
+
+@dataclass
+class Files:
+    """All files below a root.
+
+    Attributes:
+        entries: their deployments, those with faults among them.
+        faults: what is wrong.
+        project: the name that the root's own prefect.yaml has, if any.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    project: str | None = None
+
+
+def find_templates(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Placeholder]]:
+    """Yield each template below `value`, with the keys that lead to it."""
+    if isinstance(value, str):
+        for placeholder in sorted(find_placeholders(value)):
+            yield keys, placeholder
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from find_templates(item, (*keys, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from find_templates(item, (*keys, index))
 
 
 def find_files(root: Path) -> list[Path]:
@@ -115,178 +161,167 @@ def find_files(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.parts), path))
 
 
-def check_files(root: Path) -> tuple[list[PrefectFile], list[Fault]]:
-    """Check every file below `root`; the files are complete only where there are no faults."""
-    files: list[PrefectFile] = []
-    faults: list[Fault] = []
+def check_files(root: Path, home: Path) -> Files:
+    """Check every file below `root`.
+
+    Args:
+        root: the release's folder.
+        home: where workers have the current release.
+    """
+    files = Files()
     for path in find_files(root):
-        check = _FileCheck(path, path.relative_to(root).as_posix())
-        files.append(check.run())
-        faults += check.faults
-    if not files:
-        faults.append(Fault(FILE_NAME, 1, None, f"there is none below {root}; write one there"))
-    faults += _find_duplicates(files)
-    return files, sorted(faults)
+        check = _FileCheck(path, root, home)
+        data = check.run()
+        files.entries += check.entries
+        files.faults += check.faults
+        if path.parent == root and isinstance(data.get("name"), str):
+            files.project = data["name"]
+    if not files.entries and not files.faults:
+        text = f"there is none below {root}; write one there"
+        files.faults.append(Fault(FILE_NAME, 1, None, text))
+    files.faults += _find_duplicates(files.entries)
+    files.faults.sort()
+    return files
 
 
-def _find_duplicates(files: list[PrefectFile]) -> list[Fault]:
+def _find_duplicates(entries: Iterable[Entry]) -> list[Fault]:
     """A later deployment of the same name would silently overwrite the earlier one."""
-    first: dict[str, str] = {}
     faults: list[Fault] = []
-    for file in files:
-        for deployment in file.deployments:
-            place = f"{file.shown}:{deployment.line}"
-            if deployment.name in first:
-                text = f"is {first[deployment.name]} already; write another name"
-                faults.append(Fault(file.shown, deployment.line, deployment.name, text))
-            first.setdefault(deployment.name, place)
+    by_name: dict[str, str] = {}
+    by_label: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        place = f"{entry.shown}:{entry.line('name')}"
+        # Without its flow it is not known what the deployment's whole name is.
+        earlier = by_name.get(entry.name) if entry.flow else None
+        earlier = earlier or by_label.get((entry.shown, entry.label))
+        if earlier:
+            text = f"is {earlier} already; write another name"
+            faults.append(entry.fault(text, "name"))
+        by_name.setdefault(entry.name, place)
+        by_label.setdefault((entry.shown, entry.label), place)
     return faults
 
 
 class _FileCheck:
-    """The check of one file; `faults` fills up while it runs."""
+    """The check of one file; `entries` and `faults` fill up while it runs."""
 
-    def __init__(self, path: Path, shown: str) -> None:
+    def __init__(self, path: Path, root: Path, home: Path) -> None:
         self.path = path
-        self.shown = shown
+        self.root = root
+        self.home = home
+        self.shown = path.relative_to(root).as_posix()
+        self.entries: list[Entry] = []
         self.faults: list[Fault] = []
-        self._tree: yaml.Node | None = None
 
-    def run(self) -> PrefectFile:
-        data = self._read()
-        deployments: list[Deployment] = []
-        if data is not None:
-            self._check_top_level(data)
-            for index, config in enumerate(self._list_deployments(data)):
-                deployment = self._check_deployment(index, config)
-                if deployment is not None:
-                    deployments.append(deployment)
-        return PrefectFile(self.path, self.shown, tuple(deployments))
-
-    def _fault(self, text: str, *keys: str | int, deployment: str | None = None) -> None:
-        self.faults.append(Fault(self.shown, self._line(*keys), deployment, text))
-
-    def _line(self, *keys: str | int) -> int:
-        """Return the line of a key, or of the nearest thing around it that stands in the file."""
-        node, line = self._tree, 1
-        for key in keys:
-            if isinstance(node, yaml.MappingNode):
-                pairs = {name.value: (name, value) for name, value in node.value}
-                if key not in pairs:
-                    break
-                name, node = pairs[key]
-                line = name.start_mark.line + 1
-            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-                node = node.value[key]
-                line = node.start_mark.line + 1
+    def run(self) -> dict[Any, Any]:
+        """Check the file and return what it says; an empty mapping where it can't be read."""
+        source = self._read()
+        if source is None:
+            return {}
+        data = source.data
+        if not isinstance(data, dict):
+            self._fault("holds no mapping; write deployments: and a list below it", 1)
+            return {}
+        for line, key in source.repeated_keys():
+            self._fault(f"{key} stands twice in one mapping; the first one would be ignored", line)
+        self._check_top_level(source, data)
+        deployments = data.get("deployments")
+        if not isinstance(deployments, list) or not deployments:
+            text = "deployments is no list with entries; write - name: … below it"
+            self._fault(text, source.line("deployments"))
+            return data
+        for index, config in enumerate(deployments):
+            if isinstance(config, dict):
+                self._check_deployment(source, index, config)
             else:
-                break
-        return line
+                text = "is no mapping; write - name: …"
+                self._fault(text, source.line("deployments", index))
+        return data
 
-    def _read(self) -> dict[Any, Any] | None:
+    def _fault(self, text: str, line: int) -> None:
+        self.faults.append(Fault(self.shown, line, None, text))
+
+    def _read(self) -> YamlFile | None:
         try:
-            text = self.path.read_text(encoding="utf-8")
-            self._tree = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
+            return YamlFile(self.path)
         except (OSError, UnicodeDecodeError) as error:
-            self._fault(f"can't be read: {error}; write it as UTF-8 text")
-            return None
+            self._fault(f"can't be read: {error}; write it as UTF-8 text", 1)
+        except RecursionError:
+            self._fault("an anchor holds an alias of itself; write the value itself", 1)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or error
-            line = mark.line + 1 if mark else 1
-            self.faults.append(Fault(self.shown, line, None, f"is not YAML: {problem}"))
-            return None
-        if not isinstance(data, dict):
-            self._fault("holds no mapping; write deployments: and a list below it")
-            return None
-        for line, key in _repeated_keys(self._tree):
-            text = f"{key} stands twice in one mapping; the first one would be ignored"
-            self.faults.append(Fault(self.shown, line, None, text))
-        return data
+            self._fault(f"is not YAML: {problem}", mark.line + 1 if mark else 1)
+        return None
 
-    def _check_top_level(self, data: dict[Any, Any]) -> None:
-        for key in data.keys() - TOP_LEVEL_KEYS:
-            self._fault(f"{key} is not known; write one of {_list(TOP_LEVEL_KEYS)}", key)
+    def _check_top_level(self, source: YamlFile, data: dict[Any, Any]) -> None:
+        for key in sorted(data.keys() - TOP_LEVEL_KEYS, key=str):
+            text = f"{key} is not known; write one of {_list(TOP_LEVEL_KEYS)}"
+            self._fault(text, source.line(key))
         rest = {key: value for key, value in data.items() if key != "deployments"}
-        for key, problem in _model_errors(PrefectYamlModel, rest):
-            self._fault(f"{key}: {problem}", key)
+        for key, problem in _model_errors(stock.PrefectYamlModel, rest):
+            self._fault(f"{key}: {problem}", source.line(key))
+        for kind in ("build", "push"):
+            for keys, name in _unset_variables(find_templates(data.get(kind), (kind,))):
+                self._fault(f"{_dotted(keys)}: {_unset(name)}", source.line(*keys))
 
-    def _list_deployments(self, data: dict[Any, Any]) -> list[Any]:
-        deployments = data.get("deployments")
-        if isinstance(deployments, list) and deployments:
-            return deployments
-        self._fault("deployments is no list with entries; write - name: … below it", "deployments")
-        return []
-
-    def _check_deployment(self, index: int, config: Any) -> Deployment | None:
-        at = ("deployments", index)
-        if not isinstance(config, dict):
-            self._fault("is no mapping; write - name: …", *at)
-            return None
-        config = apply_values(_dates_as_text(config), os.environ, remove_notset=False)
-        name = config.get("name")
+    def _check_deployment(self, source: YamlFile, index: int, raw: dict[str, Any]) -> None:
+        given = apply_values(raw, os.environ, remove_notset=False)
+        name = given.get("name")
         label = name if isinstance(name, str) and name else f"number {index + 1}"
+        entry = Entry(self.path, self.shown, source, index, label, given)
+        self.entries.append(entry)
 
         def fault(text: str, *keys: str | int) -> None:
-            self._fault(text, *at, *keys, deployment=label)
+            self.faults.append(entry.fault(text, *keys))
 
-        for key in config.keys() - DEPLOYMENT_KEYS:
+        for key in sorted(given.keys() - DEPLOYMENT_KEYS, key=str):
             fault(f"{key} is not known; write one of {_list(DEPLOYMENT_KEYS)}", key)
-        rest = {key: value for key, value in config.items() if key not in CHECKED_BY_HAND}
-        for key, problem in _model_errors(DeploymentConfig, rest):
+        rest = {key: value for key, value in given.items() if key not in CHECKED_BY_HAND}
+        for key, problem in _model_errors(stock.DeploymentConfig, rest):
             fault(f"{key}: {problem}", key)
         if problem := _name_problem(name):
             fault(f"name {problem}", "name")
-        for keys, problem in _schedule_problems(config):
+        if given.get("sla") is not None:
+            fault("sla is for Prefect Cloud; leave it out", "sla")
+        for keys, variable in _unset_variables(entry.templates()):
+            fault(f"{_dotted(keys)}: {_unset(variable)}", *keys)
+        for problems in (
+            _schedule_problems(given),
+            _work_pool_problems(given.get("work_pool")),
+            _concurrency_problems(given.get("concurrency_limit")),
+            _trigger_problems(given.get("triggers")),
+        ):
+            for keys, problem in problems:
+                fault(problem, *keys)
+        entrypoint = given.get("entrypoint")
+        for keys, problem in pull_problems(entry.steps("pull"), entrypoint, self.root, self.home):
             fault(problem, *keys)
-        for keys, problem in _work_pool_problems(config.get("work_pool")):
-            fault(problem, *keys)
-        flow, problem = _load_flow(config.get("entrypoint"), self.path.parent)
-        if flow is None:
+        if isinstance(entrypoint, str) and "{{" in entrypoint:
+            fault("entrypoint is a template that can't be filled in here; write it out")
+            return
+        entry.flow, problem = load_flow(entrypoint, self.path.parent)
+        if entry.flow is None:
             fault(f"entrypoint {problem}", "entrypoint")
-            return None
-        for parameter in _unknown_parameters(flow, config.get("parameters")):
-            known = _list(parameter_schema(flow).properties) or "none"
-            text = f"the flow has no parameter {parameter}; its parameters: {known}"
-            fault(text, "parameters", parameter)
-        work_pool = config.get("work_pool")
-        if not isinstance(work_pool, dict) or not isinstance(work_pool.get("name"), str):
-            return None
-        return Deployment(
-            name=f"{flow.name}/{label}",
-            work_pool=work_pool["name"],
-            line=self._line(*at, "name"),
-            work_pool_line=self._line(*at, "work_pool", "name"),
-            has_floating_anchor=any(
-                "interval" in schedule and not schedule.get("anchor_date")
-                for _, schedule in _schedules(config)
-                if isinstance(schedule, dict)
-            ),
-        )
+            return
+        for keys, problem in _parameter_problems(entry.flow, given):
+            fault(problem, *keys)
 
 
-def _dates_as_text(value: Any) -> Any:
-    """Write the dates that YAML makes of unquoted ones as text, as Prefect does on loading."""
-    if isinstance(value, dict):
-        return {key: _dates_as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_dates_as_text(item) for item in value]
-    return value.isoformat() if isinstance(value, date) else value
+def _unset_variables(templates: Iterable[tuple[Keys, Placeholder]]) -> Iterator[tuple[Keys, str]]:
+    for keys, placeholder in templates:
+        if placeholder.type is PlaceholderType.ENV_VAR:
+            name = placeholder.name.lstrip("$")
+            if name not in os.environ:
+                yield keys, name
 
 
-def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
-    """Yield line and name of every key that stands a second time in its mapping."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield key.start_mark.line + 1, key.value
-            seen.add(key.value)
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated_keys(item)
+def _unset(name: str) -> str:
+    return f"the environment variable {name} is not set here; set it, or write the value itself"
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(str(key) for key in keys)
 
 
 def _model_errors(model: type[BaseModel], data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -310,11 +345,11 @@ def _name_problem(name: Any) -> str | None:
     return None
 
 
-def _schedules(config: dict[str, Any]) -> list[tuple[tuple[str | int, ...], Any]]:
+def _schedules(config: dict[str, Any]) -> list[tuple[Keys, Any]]:
     """Return the schedules of a deployment, each with its keys in the file."""
     single = config.get("schedule")
     listed = config.get("schedules")
-    found: list[tuple[tuple[str | int, ...], Any]] = []
+    found: list[tuple[Keys, Any]] = []
     if single:
         found.append((("schedule",), single))
     if isinstance(listed, list):
@@ -322,7 +357,7 @@ def _schedules(config: dict[str, Any]) -> list[tuple[tuple[str | int, ...], Any]
     return found
 
 
-def _schedule_problems(config: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _schedule_problems(config: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
     listed = config.get("schedules")
     if listed is not None and not isinstance(listed, list):
         yield ("schedules",), "schedules is no list; write - cron: … below it"
@@ -371,7 +406,10 @@ def _schedule_problem(kind: str, schedule: dict[str, Any]) -> tuple[str, str] | 
     return None
 
 
-def _work_pool_problems(work_pool: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+def _work_pool_problems(work_pool: Any) -> Iterator[tuple[Keys, str]]:
+    default = get_current_settings().deployments.default_work_pool_name
+    if work_pool is None and default:
+        return
     if not isinstance(work_pool, dict):
         yield ("work_pool",), "names no work pool; write work_pool: and name: default below it"
         return
@@ -379,62 +417,91 @@ def _work_pool_problems(work_pool: Any) -> Iterator[tuple[tuple[str, ...], str]]
         text = f"work_pool: {key} is not known; write one of {_list(WORK_POOL_KEYS)}"
         yield ("work_pool", key), text
     name = work_pool.get("name")
-    if not isinstance(name, str) or not name:
+    if (not isinstance(name, str) or not name) and not (name is None and default):
         yield ("work_pool", "name"), "names no work pool; write name: default below work_pool"
     rest = {key: value for key, value in work_pool.items() if key != "name"}
-    for key, problem in _model_errors(WorkPoolConfig, rest):
+    for key, problem in _model_errors(stock.WorkPoolConfig, rest):
         yield ("work_pool", key), f"work_pool: {key}: {problem}"
 
 
-def _load_flow(entrypoint: Any, folder: Path) -> tuple[Flow[..., Any] | None, str]:
-    """Return the flow that the entrypoint names, or None and what is wrong with it."""
-    example = "write for example flow.py:my_flow"
-    if not isinstance(entrypoint, str) or not entrypoint:
-        return None, f"is missing; {example}"
-    if entrypoint.endswith(".py") or not re.fullmatch(r".+\.py:[\w.]+|[\w.]+[:.]\w+", entrypoint):
-        return None, f"{entrypoint!r} names no function of a file; {example}"
-    file_name, _, _ = entrypoint.rpartition(":")
-    function = re.split("[:.]", entrypoint)[-1]
-    if file_name.endswith(".py") and not (folder / file_name).is_file():
-        return None, f"{entrypoint!r}: there is no file {file_name} in the folder of this file"
-    try:
-        with _standing_in(folder):
-            return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False), ""
-    except MissingFlowError:
-        text = f"there is no flow {function}; write the name of a function that has @flow"
-        return None, f"{entrypoint!r}: {text}"
-    except ScriptError as error:
-        cause: BaseException = error.user_exc
-    except (Exception, SystemExit) as error:
-        cause = error
-    reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-    return None, f"{entrypoint!r}: the file can't be imported ({reason})"
+def _concurrency_problems(limit: Any) -> Iterator[tuple[Keys, str]]:
+    at = ("concurrency_limit",)
+    number, options = limit, {}
+    if isinstance(limit, dict):
+        for key in sorted(limit.keys() - CONCURRENCY_KEYS, key=str):
+            text = f"concurrency_limit: {key} is not known; write one of {_list(CONCURRENCY_KEYS)}"
+            yield (*at, key), text
+        number = limit.get("limit")
+        known = CONCURRENCY_KEYS - {"limit"}
+        options = {key: value for key, value in limit.items() if key in known}
+        at = ("concurrency_limit", "limit")
+        if number is None:
+            yield at, "concurrency_limit: limit is missing; write for example limit: 1"
+    if isinstance(number, str) and "{{" in number:
+        return
+    # bool is an int to isinstance.
+    if number is not None and (type(number) is not int or number < 1):
+        yield at, f"concurrency_limit {number!r} is no whole number from 1; write for example 1"
+    if options and "{{" not in str(options):
+        for key, problem in _model_errors(ConcurrencyOptions, options):
+            yield ("concurrency_limit", key), f"concurrency_limit: {key}: {problem}"
 
 
-@contextlib.contextmanager
-def _standing_in(folder: Path) -> Iterator[None]:
-    """Import flow files as `prefect deploy` in `folder` would, and leave no trace of it.
+def _trigger_problems(triggers: Any) -> Iterator[tuple[Keys, str]]:
+    if triggers is None:
+        return
+    if not isinstance(triggers, list):
+        yield ("triggers",), "triggers is no list; write - expect: […] below it"
+        return
+    for index, trigger in enumerate(triggers):
+        at: Keys = ("triggers", index)
+        if not isinstance(trigger, dict):
+            yield at, "trigger is no mapping; write - expect: […]"
+            continue
+        # Templates of events in parameters are filled in when the trigger fires.
+        if any("{{" in str(value) for key, value in trigger.items() if key != "parameters"):
+            continue
+        try:
+            known = stock.DeploymentTriggerAdapter.validate_python(trigger)
+        except ValidationError as error:
+            for problem in error.errors():
+                # The first part is which kind of trigger Prefect took it for.
+                keys = problem["loc"][1:]
+                where = f"{_dotted(keys)}: " if keys else ""
+                yield (*at, *keys), f"trigger: {where}{problem['msg']}"
+            continue
+        for key in sorted(trigger.keys() - type(known).model_fields.keys(), key=str):
+            fields = _list(type(known).model_fields)
+            yield (*at, key), f"trigger: {key} is not known; write one of {fields}"
 
-    Prefect puts the flow's folder on `sys.path` for good: without the clean-up a module next to
-    one flow would be found by the next folder's flow too. What flows print goes to stderr.
-    """
-    path, modules = list(sys.path), set(sys.modules)
-    try:
-        with contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - modules:
-            origin = getattr(sys.modules[name], "__file__", None)
-            if origin and Path(origin).resolve().is_relative_to(folder.resolve()):
-                del sys.modules[name]
+
+def _parameter_problems(flow: Flow[..., Any], given: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
+    """Yield parameters that the flow does not have, and those that it needs to run by itself."""
+    if not flow.should_validate_parameters:
+        return
+    schema = parameter_schema(flow)
+    known = _list(schema.properties) or "none"
+    parameters = given.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        return
+    runs: list[tuple[Keys, Any]] = []
+    for keys, schedule in _schedules(given):
+        if isinstance(schedule, dict) and schedule.get("active") is not False:
+            runs.append((keys, schedule.get("parameters") or {}))
+    triggers = given.get("triggers")
+    for index, trigger in enumerate(triggers if isinstance(triggers, list) else []):
+        if isinstance(trigger, dict):
+            runs.append((("triggers", index), trigger.get("parameters") or {}))
+    for keys, values in [((), parameters), *runs]:
+        for name in sorted(values.keys() - schema.properties.keys(), key=str):
+            text = f"the flow has no parameter {name}; its parameters: {known}"
+            yield (*keys, "parameters", name), text
+    for keys, values in runs:
+        for name in sorted(set(schema.required) - parameters.keys() - values.keys()):
+            what = f"{keys[0]}".removesuffix("s")
+            text = f"the flow needs a parameter {name}; write it below parameters"
+            yield keys, f"{what}: {text}"
 
 
-def _unknown_parameters(flow: Flow[..., Any], parameters: Any) -> list[str]:
-    if not isinstance(parameters, dict) or not flow.should_validate_parameters:
-        return []
-    return sorted(parameters.keys() - parameter_schema(flow).properties.keys())
-
-
-def _list(names: Any) -> str:
+def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))

@@ -1,17 +1,11 @@
-"""Store the block that keeps flow results: `python -m prefect_fleet.results FILE`.
+"""The block that keeps flow results, a `prefect_aws.S3Bucket`.
 
-FILE is YAML or JSON with mode 0600 and the keys name, bucket, endpoint_url, access_key,
-secret_key, region and, where the store's certificate comes from the fleet's own authority,
-ca_file. The block is a `prefect_aws.S3Bucket`; workers use it when
+Its settings have the keys name, bucket, endpoint_url, access_key, secret_key, region and, where
+the store's certificate comes from the fleet's own authority, ca_file. Workers use it when
 `PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK=s3-bucket/<name>`.
-The last line of stdout is `{"block": "s3-bucket/<name>", "status": "new|changed|unchanged"}`.
-Exit status: 0 done, 1 nothing was done (the reason on stderr), 2 wrong usage.
 """
 
-import asyncio
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +13,7 @@ from urllib.parse import urlsplit
 from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
 from pydantic import SecretStr
 
-from prefect_fleet.api import ApiError, api_errors, ensure_block
-from prefect_fleet.inputs import InputError, file_argument, read_file, require_mapping
+from prefect_fleet.inputs import InputError, require_mapping
 
 KEYS = dict.fromkeys(("name", "bucket", "endpoint_url", "access_key", "secret_key", "region"), str)
 
@@ -57,27 +50,3 @@ def build_block(settings: Any) -> tuple[str, S3Bucket]:
         ),
     )
     return settings["name"], S3Bucket(bucket_name=settings["bucket"], credentials=credentials)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; see the module's text."""
-    path = file_argument(
-        "python -m prefect_fleet.results", __doc__, "YAML or JSON file with mode 0600", arguments
-    )
-    try:
-        settings = read_file(path, secret=True)
-        try:
-            name, block = build_block(settings)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        with api_errors():
-            status = asyncio.run(ensure_block(block, name))
-    except (InputError, ApiError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps({"block": f"{S3Bucket.get_block_type_slug()}/{name}", "status": status}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,7 @@ from textwrap import dedent
 
 import pytest
 
+from prefect_fleet.deploy import HOME
 from prefect_fleet.prefect_files import check_files, find_files
 from tests.unit.shared import REPOSITORY
 
@@ -43,13 +44,13 @@ def write(folder: Path, content: str, flow: str = FLOW) -> Path:
 
 
 def faults_of(root: Path) -> list[str]:
-    return [str(fault) for fault in check_files(root)[1]]
+    return [str(fault) for fault in check_files(root, HOME).faults]
 
 
 def test_the_files_of_this_repository_are_right():
-    files, faults = check_files(REPOSITORY)
-    assert [str(fault) for fault in faults] == []
-    assert {deployment.name for file in files for deployment in file.deployments} >= {
+    files = check_files(REPOSITORY, HOME)
+    assert [str(fault) for fault in files.faults] == []
+    assert {entry.name for entry in files.entries} >= {
         "canary/canary",
         "dhis2_connection/dhis2-connection",
         "dhis2_ou/dhis2-ou",
@@ -59,20 +60,11 @@ def test_the_files_of_this_repository_are_right():
 
 def test_a_good_file_has_no_faults(tmp_path: Path):
     write(tmp_path / "deployments" / "one", GOOD)
-    (file,), faults = check_files(tmp_path)
-    assert faults == []
-    assert file.shown == "deployments/one/prefect.yaml"
-    (deployment,) = file.deployments
-    assert (deployment.name, deployment.work_pool) == ("sample_flow/nightly", "default")
-    assert (deployment.line, deployment.work_pool_line) == (3, 13)
-    assert deployment.has_floating_anchor is False
-
-
-def test_an_interval_without_an_anchor_is_known(tmp_path: Path):
-    write(tmp_path, GOOD.replace("        anchor_date: 2026-01-01T00:00:00Z\n", ""))
-    (file,), faults = check_files(tmp_path)
-    assert faults == []
-    assert file.deployments[0].has_floating_anchor is True
+    files = check_files(tmp_path, HOME)
+    assert files.faults == []
+    (entry,) = files.entries
+    assert (entry.shown, entry.name) == ("deployments/one/prefect.yaml", "sample_flow/nightly")
+    assert (entry.line("name"), entry.line("work_pool", "name")) == (3, 13)
 
 
 def test_where_files_are_looked_for(tmp_path: Path):
@@ -91,8 +83,7 @@ def test_one_name_in_two_files_is_a_fault_of_the_later_one(tmp_path: Path):
     write(tmp_path / "a", GOOD)
     write(tmp_path / "b", GOOD)
     assert faults_of(tmp_path) == [
-        "b/prefect.yaml:3: deployment 'sample_flow/nightly': is a/prefect.yaml:3 already; "
-        "write another name"
+        "b/prefect.yaml:3: deployment 'nightly': is a/prefect.yaml:3 already; write another name"
     ]
 
 
@@ -117,9 +108,9 @@ def test_what_flows_print_does_not_reach_stdout(tmp_path: Path, capsys):
 def test_environment_variables_are_filled_in(tmp_path: Path, monkeypatch):
     write(tmp_path, GOOD.replace("name: default", 'name: "{{ $POOL_NAME }}"'))
     monkeypatch.setenv("POOL_NAME", "from-env")
-    (file,), faults = check_files(tmp_path)
-    assert faults == []
-    assert file.deployments[0].work_pool == "from-env"
+    files = check_files(tmp_path, HOME)
+    assert files.faults == []
+    assert files.entries[0].given["work_pool"]["name"] == "from-env"
 
 
 @pytest.mark.parametrize(

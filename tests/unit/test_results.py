@@ -1,12 +1,14 @@
 """The block for flow results."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
-import yaml
 from prefect_aws import AwsCredentials, S3Bucket
 
-from prefect_fleet.results import main
+from prefect_fleet.api import ensure_block
+from prefect_fleet.inputs import InputError
+from prefect_fleet.results import build_block
 
 SETTINGS = {
     "name": "results",
@@ -18,25 +20,17 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def write(tmp_path: Path):
-    def write(settings: object, mode: int = 0o600) -> str:
-        path = tmp_path / "results.yaml"
-        path.write_text(yaml.safe_dump(settings))
-        path.chmod(mode)
-        return str(path)
-
-    return write
+async def store(settings: object) -> str:
+    name, block = build_block(settings)
+    return await ensure_block(block, name)
 
 
-def test_the_block_is_made_changed_and_left_alone(prefect_api: str, write, last_json, tmp_path):
+def test_the_block_is_made_changed_and_left_alone(prefect_api: str, tmp_path: Path):
     authority = tmp_path / "ca.pem"
     authority.write_text("")
     with_authority = SETTINGS | {"ca_file": str(authority)}
-    assert main([write(with_authority)]) == 0
-    assert last_json() == {"block": "s3-bucket/results", "status": "new"}
-    assert main([write(with_authority)]) == 0
-    assert last_json()["status"] == "unchanged"
+    assert asyncio.run(store(with_authority)) == "new"
+    assert asyncio.run(store(with_authority)) == "unchanged"
 
     bucket = S3Bucket.load("results")
     assert bucket.bucket_name == "prefect-results"
@@ -49,14 +43,12 @@ def test_the_block_is_made_changed_and_left_alone(prefect_api: str, write, last_
     assert client.meta.config.s3["addressing_style"] == "path"
     assert client.meta.config.signature_version == "s3v4"
 
-    # What the file no longer says must leave the block too.
-    assert main([write(SETTINGS)]) == 0
-    assert last_json()["status"] == "changed"
+    # What the settings no longer say must leave the block too.
+    assert asyncio.run(store(SETTINGS)) == "changed"
     parameters = S3Bucket.load("results").credentials.aws_client_parameters
     assert parameters.verify_cert_path is None
 
-    assert main([write(SETTINGS | {"secret_key": "another"})]) == 0
-    assert last_json()["status"] == "changed"
+    assert asyncio.run(store(SETTINGS | {"secret_key": "another"})) == "changed"
     stored = S3Bucket.load("results").credentials.aws_secret_access_key
     assert stored.get_secret_value() == "another"
 
@@ -73,24 +65,8 @@ def test_the_block_is_made_changed_and_left_alone(prefect_api: str, write, last_
         ({"ca_file": "/nowhere/ca.pem"}, "ca_file is no file here"),
     ],
 )
-def test_a_setting_of_no_use_is_named_without_secrets(write, capsys, change: dict, said: str):
-    assert main([write(SETTINGS | change)]) == 1
-    error = capsys.readouterr().err
-    assert said in error
-    assert "s3cret-key" not in error
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o604, 0o666])
-def test_a_file_open_to_everyone_is_refused(write, capsys, mode: int):
-    assert main([write(SETTINGS, mode)]) == 1
-    assert "chmod 600" in capsys.readouterr().err
-
-
-def test_broken_yaml_is_not_quoted(tmp_path: Path, capsys):
-    path = tmp_path / "results.yaml"
-    path.write_text("secret_key: *s3cret-key\nname: results\n")
-    path.chmod(0o600)
-    assert main([str(path)]) == 1
-    error = capsys.readouterr().err
-    assert "is not YAML" in error
-    assert "s3cret-key" not in error
+def test_a_setting_of_no_use_is_named_without_secrets(change: dict, said: str):
+    with pytest.raises(InputError) as raised:
+        build_block(SETTINGS | change)
+    assert said in str(raised.value)
+    assert "s3cret-key" not in str(raised.value)
