@@ -146,7 +146,7 @@ def _begin(flow: PrefectFlow[Any, Any], flow_run: FlowRun, state: PrefectState[A
         run=Run(
             id=str(flow_run.id),
             name=flow_run.name,
-            parent_task_run_id=_text(flow_run.parent_task_run_id),
+            parent_id=_parent(flow_run),
             attempts=0,
             tags=sorted(flow_run.tags),
             parameters=redact.redact_parameters(parameters, schema),
@@ -210,7 +210,8 @@ def _leave(
     if error is not None:
         manifest.error = Error(
             type=f"{type(error).__module__}.{type(error).__qualname__}",
-            message=redact.scrub(str(error), secrets)[: redact.TEXT_LIMIT],
+            message=redact.scrub(str(error), secrets)[: redact.TEXT_LIMIT]
+            or manifest.state.message,
             traceback=redact.format_traceback(error, secrets),
         )
     elif state.is_completed():
@@ -253,6 +254,14 @@ def result_of(metadata: Any) -> Result | None:
 def _state(state: PrefectState[Any], source: Any, secrets: set[str]) -> State:
     message = redact.scrub(state.message, secrets)[: redact.TEXT_LIMIT] if state.message else None
     return State(type=state.type.value, name=state.name or "", message=message, source=source)
+
+
+def _parent(flow_run: FlowRun) -> str | None:
+    """Id of the flow run that a subflow's is part of: its hook runs in the parent's context."""
+    context = FlowRunContext.get()
+    if flow_run.parent_task_run_id is None or context is None or context.flow_run is None:
+        return None
+    return _text(context.flow_run.id) if context.flow_run.id != flow_run.id else None
 
 
 def _worker(flow_run: FlowRun) -> Worker:

@@ -49,7 +49,7 @@ class Run:
     """The flow run: who it is and what it was given.
 
     Attributes:
-        parent_task_run_id: the task run that stands for it in its parent, for a subflow.
+        parent_id: of the flow run that it is part of, for a subflow.
         attempts: how often it began, as Prefect's run count.
         parameters: what the flow was called with, defaults included, secrets replaced.
     """
@@ -57,7 +57,7 @@ class Run:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     id: str
     name: str
-    parent_task_run_id: str | None
+    parent_id: str | None
     attempts: int
     tags: list[str]
     parameters: dict[str, Any]

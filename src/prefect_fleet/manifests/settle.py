@@ -60,7 +60,8 @@ class Pace:
         first, longest: from one question about a run to the next, doubled each time.
         give_up: how long after a run's end its facts are looked for.
         provisional: how long the API's word about a run that the sweep closed is waited for.
-        away: the longest that the API or the store is left alone after not answering.
+        pause, away: how long the API or the store is left alone after not answering, and the
+            longest, doubled each time.
     """
 
     report: float = 120
@@ -70,6 +71,7 @@ class Pace:
     longest: float = 600
     give_up: float = 24 * 3600
     provisional: float = 7 * 24 * 3600
+    pause: float = 10
     away: float = 120
 
 
@@ -491,7 +493,7 @@ class Settle:
 
     def _leave_alone(self, who: str, problem: str) -> None:
         pause = self._away.get(who, [0.0, 0.0])[1]
-        pause = min(max(pause * 2, self._pace.first / 2), self._pace.away)
+        pause = min(max(pause * 2, self._pace.pause), self._pace.away)
         self._away[who] = [self._now + pause, pause]
         if problem not in self.report.problems:
             self.report.problems.append(problem)

@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as ConnectingError
 
 from prefect_fleet.inputs import read_file, require_mapping
 from prefect_fleet.manifests.errors import ConflictError, StoreAway, StoreError
@@ -149,7 +150,7 @@ class Store:
                 "create the bucket" if code == "NoSuchBucket" else "check its settings and its user"
             )
             raise StoreError(f"{self.where} refuses: {code} ({status}); {advice}") from error
-        except HTTPClientError as error:
+        except (HTTPClientError, ConnectingError) as error:
             raise StoreAway(f"{self.where} does not answer: {type(error).__name__}") from error
         except (BotoCoreError, ValueError) as error:
             raise StoreError(f"{self.where} can't be used: {error}; check its settings") from error
