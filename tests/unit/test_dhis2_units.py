@@ -83,6 +83,26 @@ def test_the_file_has_a_row_group_for_so_many_rows_and_is_the_same_for_the_same_
     assert [metadata.row_group(number).num_rows for number in range(3)] == [50, 50, 23]
 
 
+def test_each_page_is_on_disk_before_the_next_is_asked_for(table):
+    """What keeps memory flat; benchmarks/organisation_units measures it."""
+    on_disk: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        on_disk.append(len(table))
+        start = (int(request.url.params["page"]) - 1) * 100
+        body = {
+            "pager": {"pageCount": 1000, "total": 100_000},
+            "organisationUnits": [] if start > 400 else Units(100_000)[start : start + 100],
+        }
+        return httpx.Response(200, json=body)
+
+    transport = httpx.MockTransport(answer)
+    client = AsyncDhis2Client(transport=transport, base_url="https://x.org/api/")
+    with pytest.raises(Dhis2Error, match="read 500 distinct units of 100000"):
+        fill(table, client)
+    assert on_disk[:6] == [0, 100, 200, 300, 400, 500]
+
+
 def test_units_that_get_lost_between_pages_are_noticed(table):
     units = Units(2)[:]
     with pytest.raises(Dhis2Error, match="read 2 distinct units of 4; they changed while"):
