@@ -91,8 +91,14 @@ def test_the_three_kinds_are_there(written):
         ),
         pytest.param(
             "last-friday-of-the-month",
-            "2026-01-30T17:01",
-            ["Fri 2026-02-27 17:00", "Fri 2026-03-27 17:00", "Fri 2026-04-24 16:00"],
+            "2026-01-26T00:00",
+            [
+                "Fri 2026-01-30 17:00",
+                "Fri 2026-02-27 17:00",
+                "Fri 2026-03-27 17:00",
+                "Fri 2026-04-24 16:00",
+                "Fri 2026-05-29 16:00",
+            ],
             id="rrule finds the last Friday, and keeps to the clock",
         ),
     ],
