@@ -33,9 +33,10 @@ from prefect.states import (
 from prefect.tasks import task
 
 from prefect_fleet.manifests import __main__ as program
+from prefect_fleet.manifests import facts as facts_module
 from prefect_fleet.manifests import settle as passes
 from prefect_fleet.manifests import with_manifest
-from prefect_fleet.manifests.errors import AnotherPass
+from prefect_fleet.manifests.errors import AnotherPass, ConflictError
 from prefect_fleet.manifests.files import Care, Manifests
 from prefect_fleet.manifests.hooks import write_manifest
 from prefect_fleet.manifests.host import this_process
@@ -517,6 +518,39 @@ def test_what_a_run_writes_during_a_pass_stays(
     host.settle(store=settings)
     assert load(copies(settings)[host.path(key)]).state.type == "COMPLETED"
     assert host.manifests.cared_for() == []
+
+
+def test_what_a_run_writes_while_the_api_is_asked_stays(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = host.begin(is_gone=True)
+    ask = facts_module.Api.flow_run
+
+    def ask_early(api: facts_module.Api, key: str) -> Any:
+        answer = ask(api, key)
+        host.enter(UUID(key), Completed(message="by itself"))
+        return answer
+
+    host.tell(key, Crashed(message="taken for dead"))
+    monkeypatch.setattr(facts_module.Api, "flow_run", ask_early)
+    host.settle()
+    monkeypatch.undo()
+    assert host.read(key).state.message == "by itself"
+
+
+def test_an_object_that_somebody_else_has_written_is_not_replaced(
+    host: Host, settings: Path
+) -> None:
+    manifest = host.read(host.begin())
+    store = Store(settings)
+    store.put("a.json", b"1", manifest, None)
+    with pytest.raises(ConflictError):
+        store.put("a.json", b"2", manifest, None)
+    seen = store.head("a.json")
+    store.put("a.json", b"3", manifest, seen)
+    with pytest.raises(ConflictError):
+        store.put("a.json", b"4", manifest, seen)
+    assert store.get("a.json") == b"3"
 
 
 def test_another_host_has_gone_on_with_the_run(host: Host, settings: Path) -> None:

@@ -23,9 +23,11 @@ NOT_YET = "not looked up yet"
 NO_RESULT = "the run stored no result"
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
+# Methods that nobody calls would double what this module's import costs each run.
+_part = dataclass(repr=False)
 
 
-@dataclass
+@_part
 class Flow:
     """The flow; `version` is Prefect's, a hash of the file unless the flow sets one."""
 
@@ -35,7 +37,7 @@ class Flow:
     version: str | None
 
 
-@dataclass
+@_part
 class Deployment:
     """The deployment that the run belongs to."""
 
@@ -44,7 +46,7 @@ class Deployment:
     name: str | None
 
 
-@dataclass
+@_part
 class Run:
     """The flow run: who it is and what it was given.
 
@@ -63,7 +65,7 @@ class Run:
     parameters: dict[str, Any]
 
 
-@dataclass
+@_part
 class State:
     """The latest known state, and who said so."""
 
@@ -74,7 +76,7 @@ class State:
     source: Source
 
 
-@dataclass
+@_part
 class Worker:
     """Where the latest attempt ran."""
 
@@ -85,7 +87,7 @@ class Worker:
     name: str | None
 
 
-@dataclass
+@_part
 class Process:
     """The process of the latest attempt, so that it can't be taken for a later one.
 
@@ -102,7 +104,7 @@ class Process:
     attempt: int = 0
 
 
-@dataclass
+@_part
 class Code:
     """What ran: the release's id, the hash of the locked packages, versions."""
 
@@ -113,7 +115,7 @@ class Code:
     python: str
 
 
-@dataclass
+@_part
 class Tasks:
     """Number of task runs, in all and by Prefect's state types."""
 
@@ -122,7 +124,7 @@ class Tasks:
     by_state: dict[str, int]
 
 
-@dataclass
+@_part
 class Result:
     """Reference to what the run returned (or raised), as Prefect's result storage holds it.
 
@@ -140,7 +142,7 @@ class Result:
     sha256: str | None = None
 
 
-@dataclass
+@_part
 class Artifact:
     """Reference to an artifact; size and hash are those of its data."""
 
@@ -152,7 +154,7 @@ class Artifact:
     sha256: str
 
 
-@dataclass
+@_part
 class Error:
     """Why the run did not complete; secrets are replaced."""
 
@@ -162,7 +164,7 @@ class Error:
     traceback: str | None
 
 
-@dataclass
+@_part
 class Manifest:
     """One flow run.
 

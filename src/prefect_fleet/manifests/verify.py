@@ -97,6 +97,7 @@ def check_copy(found: Found, manifests: Manifests, store: Store) -> Iterator[Fau
     elif copy != found.content and copy != manifests.read(found.path):
         there = schema().validate_json(copy).worker.host if _is_manifest(copy) else None
         if there is None or there == manifest.worker.host:
+            advice = advice if care else "compare them: show, show --from-store"
             yield Fault(found.path, f"differs from its copy in {store.where}; {advice}")
 
 
