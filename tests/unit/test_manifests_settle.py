@@ -277,6 +277,20 @@ def test_a_rescheduled_run_stays_open_and_goes_on_in_the_same_manifest(host: Hos
     assert host.manifests.cared_for() == []
 
 
+def test_a_settled_run_that_is_retried_goes_on_in_the_same_manifest(host: Host) -> None:
+    key = host.begin()
+    host.enter(UUID(key), Crashed(message="the first time"))
+    host.settle()
+    assert host.manifests.cared_for() == []
+    for state in (AwaitingRetry(), Pending()):
+        host.tell(key, state)
+    run_flow(works, flow_run=host.client.read_flow_run(UUID(key)))
+    manifest = host.read(key)
+    assert (manifest.state.type, manifest.run.attempts, manifest.error) == ("COMPLETED", 2, None)
+    assert len(host.manifests.paths()) == 1
+    assert host.manifests.cared_for() == [key]
+
+
 def test_a_run_that_runs_elsewhere_now_is_not_closed(host: Host) -> None:
     key = host.begin(is_gone=True)
     for state in (AwaitingRetry(), Pending(), Running()):

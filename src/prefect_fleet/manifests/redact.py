@@ -24,17 +24,17 @@ TRACEBACK_LIMIT = 32_768
 _SURE = {"password", "passwd", "pwd", "passphrase", "secret", "secrets", "token", "tokens"}
 _LIKELY = _SURE | {"key", "keys", "apikey", "auth", "authorization", "credential", "credentials"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+# Words without which a pattern can't match: it is compiled only for texts that may need it, since
+# each run pays for that.
 _PATTERNS = (
     # A password in an address.
-    (re.compile(r"(\w://[^\s/:@'\"]*:)[^\s/@'\"]+(?=@)"), rf"\1{REDACTED}"),
-    (re.compile(r"(?i)\b((?:bearer|basic|apitoken)\s+)[\w.~+/=-]{8,}"), rf"\1{REDACTED}"),
+    (("://",), r"(\w://[^\s/:@'\"]*:)[^\s/@'\"]+(?=@)"),
+    (("bearer", "basic", "apitoken"), r"(?i)\b((?:bearer|basic|apitoken)\s+)[\w.~+/=-]{8,}"),
     # password=…, "api_key": "…"
     (
-        re.compile(
-            r"(?i)((?:password|passwd|passphrase|secret|token|api_?key|access_?key)['\"]?\s*[:=]\s*)"
-            r"(?:'[^']+'|\"[^\"]+\"|[^\s'\",;&(){}\[\]]+)"
-        ),
-        rf"\1{REDACTED}",
+        ("passw", "passphrase", "secret", "token", "key"),
+        r"(?i)((?:password|passwd|passphrase|secret|token|api_?key|access_?key)['\"]?\s*[:=]\s*)"
+        r"(?:'[^']+'|\"[^\"]+\"|[^\s'\",;&(){}\[\]]+)",
     ),
 )
 _DEEPEST = 12
@@ -224,8 +224,10 @@ def scrub(text: str, secrets: set[str] = frozenset()) -> str:  # type: ignore[as
             text = text.replace(form, REDACTED)
         else:  # short ones only as words of their own: else they would be found everywhere
             text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", REDACTED, text)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
+    folded = text.lower()
+    for words, pattern in _PATTERNS:
+        if any(word in folded for word in words):
+            text = re.sub(pattern, rf"\1{REDACTED}", text)
     return text
 
 
