@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("status", help="one line a host")
     reboot = commands.add_parser("reboot", help="reboot hosts, or all of them, and wait")
     reboot.add_argument("hosts", nargs="*", metavar="host")
+    reboot.add_argument("--hard", action="store_true", help="as by a power cut: nothing is stopped")
     ssh = commands.add_parser("ssh", help="a shell, or one command, on a host")
     ssh.add_argument("host")
     ssh.add_argument("args", nargs=argparse.REMAINDER, metavar="command")
@@ -65,7 +66,7 @@ def main() -> int:
                 fleet.down()
                 fleet.up()
             case "reboot":
-                fleet.reboot(arguments.hosts)
+                fleet.reboot(arguments.hosts, hard=arguments.hard)
             case "status":
                 print(fleet.status())
             case "ssh":

@@ -145,12 +145,16 @@ class Fleet:
             self.inventory.rmdir()
         print(f"lab: fleet {self.name!r} is down, nothing of it is left")
 
-    def reboot(self, names: list[str]) -> None:
-        """Reboot hosts, all of them at once if none is named, and wait until they are back."""
+    def reboot(self, names: list[str], *, hard: bool = False) -> None:
+        """Reboot hosts, all of them at once if none is named, and wait until they are back.
+
+        With `hard` nothing on them is stopped first, as by a power cut.
+        """
         hosts = [self.host(name) for name in names] or list(self.hosts)
         before = {host.name: self._started(host) for host in hosts}
         for host in hosts:
-            self.run(host.name, "systemctl reboot")
+            # Twice --force is reboot(2) at once.
+            self.run(host.name, f"systemctl reboot {'--force --force' if hard else ''}")
         for host in hosts:
             self._wait_for_boot(host, before[host.name])
         print(f"lab: rebooted {', '.join(host.name for host in hosts)}")
