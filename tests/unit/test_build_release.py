@@ -19,6 +19,8 @@ FILES = {
     "flows/data/sample.csv": "a,b",
     "prefect.yaml": "deployments: []",
     "scripts/create_blocks.py": "blocks",
+    "src/prefect_dhis2/__init__.py": "own",
+    "src/prefect_fleet/__init__.py": "own",
     "src/tool/__init__.py": "",
 }
 LEFT_OUT = (
@@ -59,13 +61,26 @@ def test_the_release_holds_the_code_and_nothing_else(tmp_path: Path, build):
     release, path = build(code)
     assert path == tmp_path / "out" / f"{release}.tar.gz"
     with tarfile.open(path) as archive:
-        assert archive.getnames() == sorted(FILES)
+        assert archive.getnames() == [f"{release}/{name}" for name in [*sorted(FILES), "complete"]]
         for entry in archive:
             assert (entry.uid, entry.gid, entry.mtime, entry.mode) == (0, 0, 0, 0o644)
             content = archive.extractfile(entry)
             assert content
-            assert content.read().decode() == FILES[entry.name]
+            name = entry.name.removeprefix(f"{release}/")
+            assert content.read().decode() == (FILES | {"complete": ""})[name]
     assert [path] == list(path.parent.iterdir()), "or something half done is left behind"
+
+
+def test_what_every_fleet_needs_is_given_where_the_code_lacks_it(tmp_path: Path, build):
+    code = write(tmp_path / "code", ["prefect.yaml", "src/prefect_dhis2/__init__.py"])
+    release, path = build(code)
+    with tarfile.open(path) as archive:
+        names = {name.removeprefix(f"{release}/") for name in archive.getnames()}
+    assert {"scripts/create_blocks.py", "src/prefect_fleet/deploy.py"} < names
+    assert {name for name in names if name.startswith("src/prefect_dhis2")} == {
+        "src/prefect_dhis2/__init__.py"
+    }
+    assert not any(name.startswith("flows/") for name in names)
 
 
 def test_the_same_content_makes_the_same_id_and_bytes(tmp_path: Path, build, monkeypatch):
@@ -123,8 +138,9 @@ def test_every_change_makes_another_id(tmp_path: Path, build, change):
 def test_a_program_stays_executable(tmp_path: Path, build):
     code = write(tmp_path / "code", list(FILES))
     (code / "flows/canary.py").chmod(0o700)
-    with tarfile.open(build(code)[1]) as archive:
-        assert archive.getmember("flows/canary.py").mode == 0o755
+    release, path = build(code)
+    with tarfile.open(path) as archive:
+        assert archive.getmember(f"{release}/flows/canary.py").mode == 0o755
 
 
 def test_a_release_that_is_there_is_not_written_again(tmp_path: Path, build):
