@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help start restart stop status env lab secrets converge deploy verify run ui test lint unit \
-        molecule e2e lock
+.PHONY: help start restart stop status lab ui secrets converge verify plan deploy register-blocks \
+        create-blocks run env server venv test lint unit molecule e2e lock
 
 # Which fleet of lab/fleets.toml `make start` and its like are about, and which inventory Ansible is
 # given: your own by  make converge INVENTORY=inventory/mine
@@ -20,11 +20,15 @@ FLEET_ARTIFACT_MIRROR ?= $(realpath ../shared/artifacts)
 export FLEET_ARTIFACT_MIRROR
 
 PLAYBOOK := ansible-playbook -i $(INVENTORY)
+DEPLOY_OPTIONS = $(if $(PRUNE),-e prefect_deploy_prune=true)
+CREATE_BLOCKS_OPTIONS = $(if $(ONLY),-e create_blocks_only=$(ONLY)) $(if $(DRY_RUN),-e create_blocks_dry_run=true) \
+                        $(if $(PRUNE),-e create_blocks_prune=true)
+PORT ?= 4200
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-start: env lab ## Everything: local hosts, converge, deploy, one run of each deployment, the UI's address
+start: venv lab ## Everything: local hosts, converge, deploy, one run of each deployment, the UI's address
 	@python scripts/make_secrets.py $(INVENTORY)
 	@python -m lab.artifacts $(if $(filter lan,$(LAB_FLEET)),rustfs,tailscale headscale rustfs) >/dev/null
 	@$(PLAYBOOK) site.yml
@@ -33,54 +37,69 @@ start: env lab ## Everything: local hosts, converge, deploy, one run of each dep
 
 restart: stop start ## Remove the local hosts and start again from nothing
 
-stop: env ## Remove the local hosts and everything of theirs but the download cache
+stop: venv ## Remove the local hosts and everything of theirs but the download cache
 	@python -m lab down
 
-status: env ## One line a local host
+status: venv ## One line a local host
 	@python -m lab status
 
-env: ## Make .venv as requirements/control.txt locks it
-	@scripts/bootstrap
-
-lab: env ## Boot the local hosts and write their inventory
+lab: venv ## Boot the local hosts and write their inventory
 	@python -m lab up
 
-secrets: env ## Generate the secrets that INVENTORY lacks
-	@python scripts/make_secrets.py $(INVENTORY)
-
-converge: env ## Bring every host of INVENTORY to the state that it describes
-	@$(PLAYBOOK) site.yml
-
-deploy: env ## Release the code and deploy every prefect.yaml: blocks, work pools, deployments
-	@$(PLAYBOOK) playbooks/deploy.yml
-
-verify: env ## A canary flow run on each worker host, and what must not be reachable
-	@$(PLAYBOOK) playbooks/verify.yml
-
-run: env ## Run each deployment once and watch it, then print where the UI is
-	@$(PLAYBOOK) playbooks/run.yml
-
-ui: env ## Forward the local fleet's UI to http://127.0.0.1:4200 until Ctrl-C
+ui: venv ## Forward the local fleet's UI to http://127.0.0.1:4200 until Ctrl-C
 	@python -m lab ui
 
-test: env ## Lint, unit tests, the whole site on local hosts, the UI in a browser
+secrets: venv ## Generate the secrets that INVENTORY lacks
+	@python scripts/make_secrets.py $(INVENTORY)
+
+converge: venv ## Bring every host of INVENTORY to the state that it describes
+	@$(PLAYBOOK) site.yml
+
+verify: venv ## A canary flow run on each worker host, and what must not be reachable
+	@$(PLAYBOOK) playbooks/verify.yml
+
+plan: venv ## Say what `make deploy` would change; PRUNE=1 as there
+	@$(PLAYBOOK) playbooks/deploy.yml -e deploy_only_plan=true $(DEPLOY_OPTIONS)
+
+deploy: venv ## Say what changes, then release the code, its blocks and deployments; PRUNE=1 removes what is gone
+	@$(PLAYBOOK) playbooks/deploy.yml $(DEPLOY_OPTIONS)
+
+register-blocks: venv ## Register the block types (a part of deploy)
+	@$(PLAYBOOK) playbooks/register_blocks.yml
+
+create-blocks: venv ## Store the DHIS2 servers of INVENTORY (a part of deploy); ONLY=name, DRY_RUN=1, PRUNE=1
+	@$(PLAYBOOK) playbooks/create_blocks.yml $(CREATE_BLOCKS_OPTIONS)
+
+run: venv ## Run each deployment once and watch it, then print where the UI is
+	@$(PLAYBOOK) playbooks/run.yml
+
+env: venv ## Write .env, with which prefect and flows on this machine talk to the fleet
+	@$(PLAYBOOK) playbooks/env.yml
+
+server: venv ## A Prefect server on this machine alone; PREFECT_SERVER_API_AUTH_STRING puts a password on it
+	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 prefect server start --host 127.0.0.1 --port $(PORT)
+
+venv: ## Make .venv as requirements/control.txt locks it
+	@scripts/bootstrap
+
+test: venv ## Lint, unit tests, the whole site on local hosts, the UI in a browser
 	@scripts/test
 
-lint: env ## ruff, yamllint, ansible-lint, shellcheck
+lint: venv ## ruff, yamllint, ansible-lint, shellcheck
 	@scripts/test lint
 
-unit: env ## Unit tests
+unit: venv ## Unit tests
 	@scripts/test unit
 
-molecule: env ## The default scenario: the whole site on local hosts
+molecule: venv ## The default scenario: the whole site on local hosts
 	@scripts/test molecule
 
-e2e: env ## Log in to the UI with a browser, over the tailnet
+e2e: venv ## Log in to the UI with a browser, over the tailnet
 	@scripts/test e2e
 
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
        --no-emit-index-url --override requirements/overrides.in
-lock: env ## Resolve requirements/*.in anew
+lock: venv ## Resolve requirements/*.in anew
 	@$(LOCK) requirements/prefect.in -o requirements/prefect.txt
 	@$(LOCK) -c requirements/prefect.txt requirements/control.in -o requirements/control.txt
 	@$(LOCK) -c requirements/control.txt requirements/uv.in -o requirements/uv.txt
