@@ -7,7 +7,10 @@ import time
 from dotenv import load_dotenv
 from prefect import flow, get_run_logger
 
+from prefect_fleet.manifests import with_manifest
 
+
+@with_manifest
 @flow(name="canary")
 def canary(host: str = "", token: str = "", seconds: float = 0) -> dict[str, str]:
     """Say where this run runs.

@@ -20,11 +20,13 @@ from prefect_examples.projections import (
     score_groups,
 )
 from prefect_examples.stored_files import read_stored_file
+from prefect_fleet.manifests import with_manifest
 
 DATA = Path(__file__).resolve().parent / "data"
 DECIMALS = 3
 
 
+@with_manifest
 @flow(name="live_score")
 def live_score(
     projections: str = "projections.csv",

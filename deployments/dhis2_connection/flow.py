@@ -11,6 +11,7 @@ from prefect.artifacts import acreate_table_artifact
 from prefect_dhis2 import Dhis2Credentials
 from prefect_dhis2.servers import read_stored_names
 from prefect_examples.dhis2 import get_system_info
+from prefect_fleet.manifests import with_manifest
 
 
 class ServersFailedError(RuntimeError):
@@ -51,6 +52,7 @@ async def outcome_of(server: str) -> dict[str, Any]:
         return row | nothing | {"status": "failed", "error": str(error) or type(error).__name__}
 
 
+@with_manifest
 @flow(name="dhis2_connection")
 async def dhis2_connection_flow(
     fail_on: Literal["any", "all", "never"] = "any",

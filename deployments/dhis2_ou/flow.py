@@ -14,6 +14,7 @@ from pydantic import Field
 from prefect_dhis2 import Dhis2Credentials
 from prefect_examples.object_storage import FolderStorage, find_storage
 from prefect_examples.organisation_units import BadUnitsError, Change, UnitTable, read_units
+from prefect_fleet.manifests import with_manifest
 
 DEFAULT_SERVER = "dhis2"
 
@@ -57,6 +58,7 @@ def _escape(text: str) -> str:
     return " ".join(text.split())
 
 
+@with_manifest
 @flow(name="dhis2_ou")
 async def dhis2_ou_flow(
     server: str = DEFAULT_SERVER,
