@@ -305,6 +305,11 @@ class StandinServer(ThreadingHTTPServer):
         """Wait so long, or until the server ends."""
         self._stopping.wait(seconds)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up, as those do that a `delay` is too long for."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     def shutdown(self) -> None:
         self._stopping.set()
         super().shutdown()

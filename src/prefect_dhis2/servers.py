@@ -9,11 +9,12 @@ variables the server `play-dev` is `DHIS2_SERVERS__PLAY_DEV__BASE_URL=…`,
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
+import httpx
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
 from prefect_dhis2.credentials import Dhis2Credentials
@@ -131,9 +132,11 @@ async def read_stored_names() -> list[str]:
                 documents = await client.read_block_documents_by_type(
                     slug, offset=len(names), limit=BLOCKS_PER_REQUEST, include_secrets=False
                 )
-            except ObjectNotFound:
-                # No block of this type was ever stored, nor the type itself.
-                return []
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code == HTTPStatus.NOT_FOUND:
+                    # Neither a block of this type was ever stored nor the type itself.
+                    return []
+                raise
             names += [document.name for document in documents if document.name]
             if len(documents) < BLOCKS_PER_REQUEST:
                 return sorted(names)

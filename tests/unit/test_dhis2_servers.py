@@ -1,6 +1,14 @@
 """Lists of DHIS2 servers, as other programs read them."""
 
-from prefect_dhis2.servers import build_blocks, read_variables
+import asyncio
+
+import httpx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_dhis2 import Dhis2Credentials
+from prefect_dhis2.servers import build_blocks, read_stored_names, read_variables
 
 SECRET = "s3cret-word"
 LOGIN = {"base_url": "https://x.org", "username": "u", "password": SECRET}
@@ -55,3 +63,24 @@ def test_variables_of_one_server_make_one_entry():
         {"name": "a-b", "base_url": "https://x.org", "password": "123", "retries": 3},
         {"name": "c", "verify_tls": False},
     ]
+
+
+def test_a_prefect_server_that_never_heard_of_the_block_has_none(prefect_api: str):
+    async def forget() -> None:
+        async with get_client() as client:
+            block_type = await client.read_block_type_by_slug("dhis2-credentials")
+            await client.delete_block_type(block_type.id)
+
+    Dhis2Credentials(base_url="https://x.org", token=SECRET).save("known", overwrite=True)
+    assert "known" in asyncio.run(read_stored_names())
+    asyncio.run(forget())
+    assert asyncio.run(read_stored_names()) == []
+
+
+def test_another_failure_of_the_prefect_server_is_none_of_no_blocks(dhis2: str):
+    """The stand-in answers Prefect's client as something that wants a login."""
+    with (
+        temporary_settings({PREFECT_API_URL: f"{dhis2}/api"}),
+        pytest.raises(httpx.HTTPStatusError, match="401"),
+    ):
+        asyncio.run(read_stored_names())
