@@ -31,7 +31,8 @@ def scheduled(
     yield
     done = playbook("deploy")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("by hand") == len(KINDS)
+    # At least a line for each: live-score's file has several schedules.
+    assert done.stdout.count("by hand") >= len(KINDS)
 
 
 def completed(laptop: Laptop, flow: str, since: str) -> bool:
