@@ -515,22 +515,28 @@ def test_a_pass_that_is_killed_anywhere_loses_and_doubles_nothing(
     assert kills >= 6
 
 
-def test_what_a_run_writes_during_a_pass_stays(
+def test_an_attempt_that_begins_during_a_pass_is_not_forgotten(
     host: Host, settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = host.begin()
+    host.enter(UUID(key), Completed())
     put = Store.put
 
     def put_late(store: Store, *arguments: Any) -> None:
         put(store, *arguments)
-        host.enter(UUID(key), Completed())
+        for state in (AwaitingRetry(), Pending()):
+            host.tell(key, state)
+        host.enter(UUID(key), Running())
 
-    monkeypatch.setattr(Store, "put", put_late)
-    host.settle(store=settings)
-    monkeypatch.undo()
-    assert host.read(key).state.type == "COMPLETED"
-    host.settle(store=settings)
-    assert load(copies(settings)[host.path(key)]).state.type == "COMPLETED"
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", put_late)
+        host.settle(store=settings)
+    assert host.read(key).state.type == "RUNNING"
+    assert host.manifests.cared_for() == [key]
+    host.enter(UUID(key), Completed())
+    report = host.settle(store=settings, later=30)
+    assert (report.problems, host.read(key).missing) == ([], {"result": NO_RESULT})
+    assert copies(settings) == local(host.manifests)
     assert host.manifests.cared_for() == []
 
 
@@ -546,10 +552,11 @@ def test_what_a_run_writes_while_the_api_is_asked_stays(
         return answer
 
     host.tell(key, Crashed(message="taken for dead"))
-    monkeypatch.setattr(facts_module.Api, "flow_run", ask_early)
-    host.settle()
-    monkeypatch.undo()
-    assert host.read(key).state.message == "by itself"
+    with monkeypatch.context() as patch:
+        patch.setattr(facts_module.Api, "flow_run", ask_early)
+        host.settle()
+    state = host.read(key).state
+    assert (state.message, state.source) == ("by itself", "worker")
 
 
 def test_an_object_that_somebody_else_has_written_is_not_replaced(
