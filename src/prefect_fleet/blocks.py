@@ -42,14 +42,14 @@ class BlockPlan:
         classes: block classes to register, as at least one type of theirs differs.
         blocks: blocks to store, by type slug and name.
         types: the types of the server, by slug.
-        documents: the blocks of the server that change, by id.
+        documents: the blocks of the server that change, by type slug and name.
     """
 
     items: list[Item] = field(default_factory=list)
     classes: list[type[Block]] = field(default_factory=list)
     blocks: dict[tuple[str, str], Block] = field(default_factory=dict)
     types: dict[str, BlockType] = field(default_factory=dict)
-    documents: dict[uuid.UUID, BlockDocument] = field(default_factory=dict)
+    documents: dict[tuple[str, str], BlockDocument] = field(default_factory=dict)
 
 
 def import_block_classes(modules: Iterable[str]) -> list[type[Block]]:
@@ -132,14 +132,16 @@ class _TypeRecorder(PrefectClient):
 
 
 async def plan_blocks(
-    client: PrefectClient, classes: Iterable[type[Block]], blocks: Mapping[str, Block]
+    client: PrefectClient,
+    classes: Iterable[type[Block]],
+    blocks: Mapping[tuple[str, str], Block],
 ) -> BlockPlan:
     """Return what becomes of block types and blocks.
 
     Args:
         client: reads the API.
         classes: block classes that are to be registered.
-        blocks: blocks that are to be stored, by name; the same name may not stand for two types.
+        blocks: blocks that are to be stored, by type slug and name.
     """
     plan = BlockPlan()
     wanted = {cls.get_block_type_slug(): cls for cls in classes}
@@ -163,8 +165,7 @@ async def plan_blocks(
                 plan.classes.append(cls)
     plan.items += recorder.items.values()
     stored: dict[str, dict[str, BlockDocument]] = {}
-    for name, block in blocks.items():
-        slug = block.get_block_type_slug()
+    for (slug, name), block in blocks.items():
         if slug not in stored:
             there = await _read_documents(client, slug) if slug in plan.types else []
             stored[slug] = {one.name: one for one in there if one.name}
@@ -175,7 +176,7 @@ async def plan_blocks(
         elif keys := block_differences(block, document.data):
             item.status = "changed"
             item.details.append(f"other {', '.join(keys)}")
-            plan.documents[document.id] = document
+            plan.documents[slug, name] = document
         if item.changes:
             plan.blocks[slug, name] = block
         plan.items.append(item)
@@ -191,7 +192,7 @@ async def _read_documents(client: PrefectClient, slug: str) -> list[BlockDocumen
             return found
 
 
-class _JournalClient(PrefectClient):
+class BlockWriter(PrefectClient):
     """A client whose writes of block types and blocks go through a journal."""
 
     journal: Journal
@@ -241,9 +242,12 @@ class _JournalClient(PrefectClient):
     async def create_block_document(
         self, block_document: BlockDocumentCreate, include_secrets: bool = True
     ) -> BlockDocument:
-        # `plan_blocks` takes them by name, so there is one.
-        (slug,) = (slug for slug, name in self.plan.blocks if name == block_document.name)
-        if any(one.name == block_document.name for one in self.plan.documents.values()):
+        (slug,) = (
+            slug
+            for (slug, name), block in self.plan.blocks.items()
+            if name == block_document.name and block._block_type_id == block_document.block_type_id
+        )
+        if (slug, block_document.name) in self.plan.documents:
             # Prefect tries to create it, and updates what is there already.
             request = httpx.Request("POST", "http://planned")
             response = httpx.Response(409, request=request)
@@ -266,24 +270,29 @@ class _JournalClient(PrefectClient):
         self, block_document_id: uuid.UUID, block_document: BlockDocumentUpdate
     ) -> None:
         update = super().update_block_document
-        old = self.plan.documents[block_document_id]
+        ((slug, name), old) = next(
+            pair for pair in self.plan.documents.items() if pair[1].id == block_document_id
+        )
         before = BlockDocumentUpdate(
             block_schema_id=old.block_schema_id, data=old.data, merge_existing_data=False
         )
         await self.journal.write(
-            f"block {old.name}",
+            f"block {slug}/{name}",
             lambda: update(block_document_id, block_document),
             lambda: update(block_document_id, before),
         )
 
 
-async def write_blocks(journal: Journal, plan: BlockPlan) -> None:
-    """Register and store what differs."""
-    if not (plan.classes or plan.blocks):
-        return
-    async with new_client(_JournalClient) as client:
-        client.journal, client.plan = journal, plan
-        for cls in plan.classes:
-            await cls.aregister_type_and_schema(client=client)
-        for (_, name), block in plan.blocks.items():
-            await block.asave(name, overwrite=True, client=client)
+async def write_blocks(client: BlockWriter, journal: Journal, plan: BlockPlan) -> None:
+    """Register and store what differs.
+
+    Args:
+        client: stays open until nothing can have to be put back any more.
+        journal: keeps the way back.
+        plan: what differs.
+    """
+    client.journal, client.plan = journal, plan
+    for cls in plan.classes:
+        await cls.aregister_type_and_schema(client=client)
+    for (_, name), block in plan.blocks.items():
+        await block.asave(name, overwrite=True, client=client)

@@ -31,12 +31,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.blocks.core import Block
 from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_fleet import stock
-from prefect_fleet.api import ApiError, api_errors, block_data
-from prefect_fleet.blocks import BlockPlan, import_block_classes, plan_blocks, write_blocks
+from prefect_fleet.api import ApiError, api_errors, block_data, new_client
+from prefect_fleet.blocks import (
+    BlockPlan,
+    BlockWriter,
+    import_block_classes,
+    plan_blocks,
+    write_blocks,
+)
 from prefect_fleet.deployments import (
     Change,
     Deployments,
@@ -65,7 +71,8 @@ class FaultsError(RuntimeError):
     """There are faults; `lines` say them, one each."""
 
     def __init__(self, lines: list[str]) -> None:
-        super().__init__(f"{len(lines)} faults; nothing was changed")
+        number = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+        super().__init__(f"{number}; nothing was changed")
         self.lines = lines
 
 
@@ -75,11 +82,15 @@ class WriteError(RuntimeError):
 
 @dataclass
 class Settings:
-    """What is deployed besides the files: pools, block classes, and blocks by name."""
+    """What is deployed besides the files: pools, block classes, and blocks by type and name."""
 
     pools: list[Pool] = field(default_factory=list)
-    classes: list[Any] = field(default_factory=list)
-    blocks: dict[str, Any] = field(default_factory=dict)
+    classes: list[type[Block]] = field(default_factory=list)
+    blocks: dict[tuple[str, str], Block] = field(default_factory=dict)
+
+    def add(self, name: str, block: Block) -> None:
+        """Add a block that is to be stored."""
+        self.blocks[block.get_block_type_slug(), name] = block
 
 
 @dataclass
@@ -124,17 +135,14 @@ def parse_settings(given: Any) -> tuple[Settings, list[str]]:
             from prefect_fleet.results import build_block
 
             name, block = build_block(given["result_storage"])
-            settings.blocks[name] = block
+            settings.add(name, block)
     if given.get("dhis2_servers"):
         from prefect_dhis2.servers import build_blocks
 
         blocks, problems = build_blocks(given["dhis2_servers"])
         faults += [f"settings: dhis2_servers: {problem}" for problem in problems]
-        faults += [
-            f"settings: dhis2_servers: {name} is the result storage's name already"
-            for name in blocks.keys() & settings.blocks.keys()
-        ]
-        settings.blocks |= blocks
+        for name, block in blocks.items():
+            settings.add(name, block)
     return settings, faults
 
 
@@ -181,7 +189,7 @@ async def make_plan(
     return Plan(pools, blocks, [change for change in changes if change], removals)
 
 
-async def write(client: PrefectClient, state: ServerState, plan: Plan) -> None:
+async def write(client: BlockWriter, state: ServerState, plan: Plan) -> None:
     """Write what the plan says, or put everything back.
 
     Raises:
@@ -192,7 +200,7 @@ async def write(client: PrefectClient, state: ServerState, plan: Plan) -> None:
         for pool in plan.pools:
             if pool.item.changes:
                 await write_pool(client, journal, pool)
-        await write_blocks(journal, plan.blocks)
+        await write_blocks(client, journal, plan.blocks)
         writer = DeploymentWriter(client, journal, state)
         for change in plan.changes:
             if change.item.changes:
@@ -241,7 +249,7 @@ async def deploy(files: Files, given: Any, options: argparse.Namespace) -> None:
     if not options.plan and count_changes(items):
         sys.stdout.flush()
         with api_errors():
-            async with get_client() as client:
+            async with new_client(BlockWriter) as client:
                 await write(client, state, plan)
     print(to_json(items))
 

@@ -31,7 +31,7 @@ from prefect_fleet.journal import Journal, PutBackError
 from prefect_fleet.plan import Item
 from prefect_fleet.pools import create_queue
 from prefect_fleet.prefect_files import Entry, find_templates
-from prefect_fleet.server_state import ServerState, read_automations
+from prefect_fleet.server_state import ServerState, read_automations, read_pages
 
 PROJECT_LABEL = "prefect-fleet.project"
 SCHEDULES_LABEL = "prefect-fleet.schedules"
@@ -130,7 +130,7 @@ class Deployments:
         """Find variables and blocks that are not there; Prefect would store an empty text."""
         templates = list(entry.templates())
         for kind in ("build", "push"):
-            if kind not in entry.raw:
+            if not entry.has_own(kind):
                 templates += find_templates(entry.source.data.get(kind), (kind,))
         for keys, placeholder in templates:
             where = ".".join(str(key) for key in keys)
@@ -285,7 +285,11 @@ class Deployments:
         body["schedules"] = [one.body() for one in merged.schedules]
         body.pop("automations", None)
         kept = {key: value for key, value in labels.items() if not key.startswith("prefect-fleet.")}
-        ours = self._labels(wanted, merged, recording.automations)
+        # What is gone from the file stays known, so that --prune can remove it later.
+        known = _digests(labels.get(SCHEDULES_LABEL)) or set()
+        written = {one.digest() for one in wanted}
+        written |= {text for one in merged.gone for text in one.digests() & known}
+        ours = self._labels(written, recording.automations)
         body["labels"] = kept | ours
         if stored is not None and body["labels"] != labels and not item.details:
             made = labels.get(PROJECT_LABEL)
@@ -326,22 +330,14 @@ class Deployments:
             text = f"belongs to project {owner} on this server; write another name, or deploy with"
             self._fault(entry, f"{text} --project {owner}", "name")
 
-    def _labels(
-        self,
-        wanted: list[schedules.Schedule],
-        merged: schedules.Merged,
-        automations: list[dict[str, Any]],
-    ) -> dict[str, str]:
-        written = {one.digest() for one in wanted}
-        # What is gone from the file stays known, so that --prune can remove it later.
-        for one in merged.gone:
-            written |= one.digests()
+    def _labels(self, written: set[str], automations: list[dict[str, Any]]) -> dict[str, str]:
+        """Return the labels that say whose the deployment is and what was written of it."""
         labels = {
+            PROJECT_LABEL: self.project,
             SCHEDULES_LABEL: ",".join(sorted(written)),
             TRIGGERS_LABEL: ",".join(sorted(triggers.digest(one["name"]) for one in automations)),
         }
-        labels = {key: value for key, value in labels.items() if value}
-        return labels | ({PROJECT_LABEL: self.project} if self.project else {})
+        return {key: value for key, value in labels.items() if value}
 
     def _open_templates(self, entry: Entry) -> list[str]:
         """Name templates that nothing fills in; Prefect leaves out what they stand for."""
@@ -521,11 +517,9 @@ class DeploymentWriter:
             return str(await self.client.create_flow_from_name(name))
 
         async def delete() -> None:
-            try:
-                flow = await self.client.read_flow_by_name(name)
-            except ObjectNotFound:
-                return
-            await self.client.delete_flow(flow.id)
+            wanted = {"name": {"any_": [name]}}
+            for flow in await read_pages(self.client, "/flows/filter", flows=wanted):
+                await self.client.delete_flow(UUID(flow["id"]))
 
         self.flows[name] = await self.journal.write(f"flow {name}", create, delete)
         return self.flows[name]

@@ -90,7 +90,7 @@ class Entry:
 
     def line(self, *keys: str | int) -> int:
         """Return the line of one of its keys; steps may stand beside the deployments."""
-        if keys and keys[0] in STEP_KEYS and keys[0] not in self.raw:
+        if keys and keys[0] in STEP_KEYS and not self.has_own(str(keys[0])):
             return self.source.line(*keys)
         return self.source.line("deployments", self.index, *keys)
 
@@ -99,10 +99,18 @@ class Entry:
         self.sound = False
         return Fault(self.shown, self.line(*keys), self.label, text)
 
-    def steps(self, kind: str) -> Any:
-        """Return its build, push or pull steps, be they its own or the file's; None for none."""
+    def has_own(self, kind: str) -> bool:
+        """Tell whether its own build, push or pull steps count, and not those of the file.
+
+        With Prefect `build: null` means none, `push: []` those of the file, and `pull` may be
+        either.
+        """
         own = self.given.get(kind)
-        return self.source.data.get(kind) if own is None else own
+        return {"build": kind in self.given, "push": bool(own), "pull": bool(own) or own == []}[kind]
+
+    def steps(self, kind: str) -> Any:
+        """Return the build, push or pull steps that count for it, whatever the file says."""
+        return self.given[kind] if self.has_own(kind) else self.source.data.get(kind)
 
     def templates(self) -> Iterator[tuple[Keys, Placeholder]]:
         """Yield each template that deploying fills in, with its keys.
@@ -470,9 +478,22 @@ def _trigger_problems(triggers: Any) -> Iterator[tuple[Keys, str]]:
                 where = f"{_dotted(keys)}: " if keys else ""
                 yield (*at, *keys), f"trigger: {where}{problem['msg']}"
             continue
+        for keys, problem in _server_trigger_problems(known, at):
+            yield keys, f"trigger: {problem}"
         for key in sorted(trigger.keys() - type(known).model_fields.keys(), key=str):
             fields = _list(type(known).model_fields)
             yield (*at, key), f"trigger: {key} is not known; write one of {fields}"
+
+
+def _server_trigger_problems(trigger: Any, at: Keys) -> Iterator[tuple[Keys, str]]:
+    """Yield what Prefect's command takes and a server of one's own refuses."""
+    if trigger.type == "metric":
+        yield at, "metric is for Prefect Cloud; write another type"
+    elif trigger.type in {"compound", "sequence"}:
+        if trigger.within is None:
+            yield at, "within is missing; write for how many seconds, for example within: 60"
+        for index, part in enumerate(trigger.triggers):
+            yield from _server_trigger_problems(part, (*at, "triggers", index))
 
 
 def _parameter_problems(flow: Flow[..., Any], given: dict[str, Any]) -> Iterator[tuple[Keys, str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -72,7 +73,10 @@ def deploy_by_prefect(prefect_command: Callable[..., Any], file: Path) -> None:
     """Deploy a file with Prefect's own command; it leaves traces of what it imports."""
     path, modules = list(sys.path), set(sys.modules)
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = prefect_command([*command, "--prefect-file", file.name], cwd=file.parent)
+    with warnings.catch_warnings():
+        # It says that an empty list of schedules will mean something else one day.
+        warnings.simplefilter("ignore", FutureWarning)
+        done = prefect_command([*command, "--prefect-file", file.name], cwd=file.parent)
     sys.path[:] = path
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(file.parent)):

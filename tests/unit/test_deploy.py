@@ -375,7 +375,7 @@ def test_what_only_the_server_knows_is_a_fault(tmp_path: Path, capsys, change: s
     assert run(root) == 1
     error = capsys.readouterr().err
     assert f"deployments/d/prefect.yaml:8: deployment 'nightly': {said}" in error
-    assert "1 faults; nothing was changed" in error
+    assert "1 fault; nothing was changed" in error
     assert everything() == before
 
 

@@ -87,6 +87,83 @@ def test_one_name_in_two_files_is_a_fault_of_the_later_one(tmp_path: Path):
     ]
 
 
+def test_one_name_twice_in_a_file_is_a_fault_though_the_flows_differ(tmp_path: Path):
+    entry = GOOD[GOOD.index("  - name") :].replace("flow.py:sample", "flow.py:other")
+    flow = FLOW + "\n@flow\ndef other(count: int = 1):\n    pass\n"
+    write(tmp_path, GOOD + entry, flow=flow)
+    assert faults_of(tmp_path) == [
+        "prefect.yaml:14: deployment 'nightly': is prefect.yaml:3 already; write another name"
+    ]
+
+
+def test_a_parameter_that_scheduled_runs_would_lack_is_a_fault(tmp_path: Path):
+    flow = FLOW.replace("count: int = 1", "count: int, size: int")
+    content = GOOD.replace("interval: 900", "interval: 900\n        parameters: {size: 1}")
+    content = content.replace('"FREQ=DAILY"', '"FREQ=DAILY"\n        active: false')
+    write(tmp_path, content, flow=flow)
+    assert faults_of(tmp_path) == [
+        "prefect.yaml:7: deployment 'nightly': schedule: the flow needs a parameter size; write it "
+        "below parameters"
+    ]
+
+
+PULL = """\
+pull:
+  - prefect.deployments.steps.set_working_directory:
+      directory: {directory}
+"""
+
+
+@pytest.mark.parametrize(
+    ("directory", "said"),
+    [
+        ("/opt/prefect/deployments/one", None),
+        ("/opt/prefect/current/deployments/one", None),
+        ("/opt/prefect/deployments/one/../one", None),
+        ("/opt/prefect/deployments/none", "pull: no worker has /opt/prefect/deployments/none ("),
+        ("/opt/prefect/flows", "pull: no worker has /opt/prefect/flows ("),
+        ("/opt/prefect/deployments", "has no flow.py, which the entrypoint names"),
+        ("/nowhere/at/all", "pull: no worker has /nowhere/at/all; write a folder of the release"),
+        ("/usr", "pull: /usr has no flow.py, which the entrypoint names"),
+        ("deployments/one", "begins in a folder that is empty; write the whole path"),
+        ("'{{ clone.directory }}'", None),
+    ],
+)
+def test_a_folder_that_no_worker_has_is_a_fault(tmp_path: Path, directory: str, said: str | None):
+    write(tmp_path / "deployments" / "one", PULL.format(directory=directory) + GOOD)
+    faults = faults_of(tmp_path)
+    if said is None:
+        assert faults == []
+    else:
+        (fault,) = faults
+        assert fault.startswith("deployments/one/prefect.yaml:2: deployment 'nightly': ")
+        assert said in fault
+
+
+def test_flows_of_one_file_have_modules_of_their_own(tmp_path: Path):
+    entries = ""
+    for name in ("a", "b"):
+        write(tmp_path / name, "", flow="import helper\n" + FLOW + f"assert helper.W == {name!r}\n")
+        (tmp_path / name / "prefect.yaml").unlink()
+        (tmp_path / name / "helper.py").write_text(f"W = {name!r}")
+        entry = GOOD[GOOD.index("  - name") :].replace("nightly", name)
+        entries += entry.replace("flow.py", f"{name}/flow.py")
+    (tmp_path / "prefect.yaml").write_text("deployments:\n" + entries)
+    assert faults_of(tmp_path) == []
+
+
+def test_lines_are_found_through_merge_keys(tmp_path: Path):
+    content = (
+        "definitions:\n  base: &base\n    entrypoint: flow.py:smaple\n    work_pool: {name: p}\n"
+        "deployments:\n  - <<: *base\n    name: one\n  - <<: [*base]\n    name: two\n"
+    )
+    write(tmp_path, content)
+    assert [fault.partition(" entrypoint")[0] for fault in faults_of(tmp_path)] == [
+        "prefect.yaml:3: deployment 'one':",
+        "prefect.yaml:3: deployment 'two':",
+    ]
+
+
 def test_a_module_beside_one_flow_is_not_found_by_the_next(tmp_path: Path):
     write(tmp_path / "a", GOOD, flow="import helper\n" + FLOW)
     (tmp_path / "a" / "helper.py").write_text("")
@@ -142,6 +219,42 @@ def test_environment_variables_are_filled_in(tmp_path: Path, monkeypatch):
         ("      name: default", "      work_queue_name: q", 12, "names no work pool"),
         ("    work_pool:\n      name: default\n", "", 3, "names no work pool"),
         ("  - name: nightly", "  - name: [", 5, "is not YAML"),
+        ("{count: 2}", '{count: "{{ $NOT_SET }}"}', 5, "variable NOT_SET is not set here"),
+        ("name: sample\n", "name: &a [*a]\n", 1, "an anchor holds an alias of itself"),
+        ("    work_pool", "    sla: []\n    work_pool", 12, "sla is for Prefect Cloud"),
+        ("    work_pool", "    concurrency_limit: 0\n    work_pool", 12, "concurrency_limit 0 is"),
+        ("    work_pool", "    concurrency_limit: {limt: 1}\n    work_pool", 12, "limt is not k"),
+        (
+            "    work_pool",
+            "    concurrency_limit: {limit: 1, collision_strategy: WAIT}\n    work_pool",
+            12,
+            "concurrency_limit: collision_strategy: Input should be 'ENQUEUE' or 'CANCEL_NEW'",
+        ),
+        ("    work_pool", "    triggers: {a: 1}\n    work_pool", 12, "triggers is no list"),
+        (
+            "    work_pool",
+            "    triggers:\n      - {expect: [a], treshold: 2}\n    work_pool",
+            13,
+            "trigger: treshold is not known; write one of after, ",
+        ),
+        (
+            "    work_pool",
+            "    triggers:\n      - {expect: [a], posture: Sometimes}\n    work_pool",
+            13,
+            "trigger: posture: ",
+        ),
+        (
+            "    work_pool",
+            "    triggers:\n      - {type: sequence, triggers: [{expect: [a]}]}\n    work_pool",
+            13,
+            "trigger: within is missing",
+        ),
+        (
+            "        timezone: Europe/Oslo",
+            "        parameters: {cuont: 1}",
+            8,
+            "the flow has no parameter cuont",
+        ),
     ],
 )
 def test_a_fault_is_shown_with_its_line(tmp_path: Path, old: str, new: str, line: int, said: str):

@@ -1,0 +1,287 @@
+"""A deploy whose writes fail half-way leaves the server as it was."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect.client.base import PrefectHttpxAsyncClient
+
+from prefect_fleet.journal import Journal, PutBackError, finish
+from tests.unit.deploying import everything, plain, request, run, statuses, stored, write
+from tests.unit.test_deploy import settings
+
+MODULE = """
+from prefect.blocks.core import Block
+
+class {new}(Block):
+    size: int = 1
+
+class {old}(Block):
+    size: int = 1
+"""
+SEND = PrefectHttpxAsyncClient.send
+
+
+class FarEnd:
+    """Stands between client and server, and fails one of the writes.
+
+    Attributes:
+        fails_at: which write, from 1.
+        does_it: the write is done, and its answer is lost; otherwise it is refused.
+        writes: how many there were.
+    """
+
+    def __init__(self, fails_at: int, *, does_it: bool) -> None:
+        self.fails_at = fails_at
+        self.does_it = does_it
+        self.writes = 0
+
+    async def send(self, client: Any, request: httpx.Request, **options: Any) -> httpx.Response:
+        path = request.url.path
+        if request.method == "GET" or path.endswith("/filter"):
+            return await SEND(client, request, **options)
+        self.writes += 1
+        if self.writes != self.fails_at:
+            return await SEND(client, request, **options)
+        if self.does_it:
+            await SEND(client, request, **options)
+            raise httpx.ReadTimeout("no answer", request=request)
+        response = httpx.Response(500, request=request, json={})
+        raise httpx.HTTPStatusError("refused", request=request, response=response)
+
+
+@pytest.fixture
+def far_end(monkeypatch) -> Callable[[FarEnd | None], None]:
+    """Return a function that puts a far end in place, or takes it away."""
+
+    def put(one: FarEnd | None) -> None:
+        def send(client: Any, request: httpx.Request, **options: Any) -> Any:
+            assert one
+            return one.send(client, request, **options)
+
+        monkeypatch.setattr(PrefectHttpxAsyncClient, "send", send if one else SEND)
+
+    return put
+
+
+def all_of_it() -> dict[str, Any]:
+    """Return what the server has, blocks and their types too; ids of deployments as well."""
+    shown = everything()
+    for kind in ("block_types", "block_schemas"):
+        shown[kind] = plain(request("POST", f"/{kind}/filter", limit=200))
+    shown["blocks"] = plain(
+        request("POST", "/block_documents/filter", limit=200, include_secrets=True)
+    )
+    shown["ids"] = sorted(one["id"] for one in request("POST", "/deployments/filter", limit=200))
+    return shown
+
+
+def pause_first_schedule(name: str) -> None:
+    deployment = stored(name)
+    schedule = deployment["schedules"][0]
+    path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+    request("PATCH", path, active=False)
+
+
+def prepare(tmp_path: Path, name: str) -> tuple[Path, list[str]]:
+    """Bring about a deploy that has something of every kind to do."""
+    root = tmp_path / name
+    for number in (1, 2, 3):
+        write(root, f"d{number}", flow=f"{name}-{number}")
+    pools = [{"name": "default", "type": "process"}, {"name": f"{name}-old", "type": "process"}]
+    servers = [{"name": f"{name}-old", "base_url": "https://x.org", "token": "d2pat_s3cret"}]
+    first = settings(tmp_path, work_pools=pools, dhis2_servers=servers)
+    assert run(root, "--settings", first) == 0
+    pause_first_schedule(f"{name}-1/nightly")
+
+    file = root / "deployments/d1/prefect.yaml"
+    text = file.read_text().replace("*/15", "*/20").replace("threshold: 2", "threshold: 3")
+    text = text.replace("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
+    text = text.replace("    work_pool:", "    tags: [a]\n    concurrency_limit: 2\n    work_pool:")
+    file.write_text(text)
+    (root / "deployments/d2/prefect.yaml").unlink()
+    write(root, "d4", flow=f"{name}-4", pool=f"{name}-new")
+    new = root / "deployments/d4/prefect.yaml"
+    new.write_text(new.read_text() + "      work_queue_name: slow\n")
+    pools = [
+        {"name": f"{name}-old", "type": "process", "concurrency_limit": 3, "work_queues": ["q"]},
+        {"name": f"{name}-new", "type": "process", "work_queues": ["p"]},
+    ]
+    second = settings(
+        tmp_path,
+        work_pools=pools,
+        block_modules=[f"{name}_blocks".replace("-", "_")],
+        dhis2_servers=[servers[0] | {"name": f"{name}-new"}, servers[0] | {"timeout_seconds": 5}],
+    )
+    return root, ["--settings", second, "--prune"]
+
+
+@pytest.mark.parametrize("does_it", [False, True], ids=["refused", "answer lost"])
+def test_whichever_write_fails_all_is_put_back(
+    prefect_api: str, tmp_path: Path, monkeypatch, capsys, far_end, does_it: bool
+):
+    name = f"undo-{'lost' if does_it else 'refused'}"
+    module = f"{name}_blocks".replace("-", "_")
+    new, old = f"New{does_it}", f"Old{does_it}"
+    (tmp_path / f"{module}.py").write_text(MODULE.format(new=new, old=old))
+    monkeypatch.syspath_prepend(tmp_path)
+    # Registered with another description, and without a schema.
+    request("POST", "/block_types/", name=old, slug=old.lower(), description="by hand")
+    root, options = prepare(tmp_path, name)
+    before = all_of_it()
+    capsys.readouterr()
+    for fails_at in range(1, 60):
+        one = FarEnd(fails_at, does_it=does_it)
+        far_end(one)
+        status = run(root, *options)
+        far_end(None)
+        printed = capsys.readouterr()
+        assert "s3cret" not in printed.out + printed.err
+        if status == 0:
+            break
+        assert status == 1
+        after = all_of_it()
+        if "made anew" in printed.err:
+            # The answer to the removal was lost, and ids can't be chosen.
+            assert does_it
+            assert (
+                f"removed deployments {name}-2/nightly: made anew; their earlier runs belong to "
+                "no deployment now"
+            ) in printed.err
+            assert after.pop("ids") != before.pop("ids")
+        else:
+            assert printed.err.endswith("; what was written before is put back\n"), fails_at
+        assert after == before, f"write {fails_at}"
+        before["ids"] = all_of_it()["ids"]
+    assert one.writes == fails_at - 1
+    assert fails_at > 15
+    assert statuses(printed.out)[f"{name}-2/nightly"] == "removed"
+    assert {"new", "changed", "removed", "unchanged"} == set(statuses(printed.out).values())
+    after = all_of_it()
+    assert after["deployments"].keys() ^ before["deployments"].keys() == {
+        f"{name}-2/nightly",
+        f"{name}-4/nightly",
+    }
+    assert run(root, *options) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["changes"] == 0
+
+
+def test_what_can_not_be_put_back_is_said(
+    prefect_api: str, tmp_path: Path, monkeypatch, capsys, far_end
+):
+    root = tmp_path / "not-back"
+    write(root, "d", flow="not-back")
+
+    class Away(FarEnd):
+        async def send(self, client: Any, request: httpx.Request, **options: Any) -> httpx.Response:
+            if self.writes >= self.fails_at:
+                raise httpx.ConnectError("away", request=request)
+            return await super().send(client, request, **options)
+
+    far_end(Away(3, does_it=False))
+    assert run(root) == 1
+    far_end(None)
+    error = capsys.readouterr().err
+    assert "a write failed: HTTPStatusError" in error or "the API answered 500" in error
+    assert "put back but for this, which a new deploy mends:" in error
+    assert "flow not-back-top: the API does not answer (ConnectError)" in error
+    assert "deployment not-back-top/top: the API does not answer (ConnectError)" in error
+    assert run(root) == 0
+    assert stored("not-back/nightly")
+
+
+def test_a_deploy_that_is_stopped_is_put_back(prefect_api: str, tmp_path: Path):
+    """SIGTERM while the far end keeps a write waiting."""
+    root = tmp_path / "stopped"
+    write(root, "d", flow="stopped")
+    before = all_of_it()
+    waiting, go_on = threading.Event(), threading.Event()
+
+    class Relay(BaseHTTPRequestHandler):
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+        def relay(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            if self.command == "POST" and self.path == "/api/deployments/":
+                waiting.set()
+                go_on.wait(60)
+            url = prefect_api.removesuffix("/api") + self.path
+            headers = {"content-type": "application/json"} if body else {}
+            answer = httpx.request(self.command, url, content=body, headers=headers)
+            self.send_response(answer.status_code)
+            self.send_header("content-length", str(len(answer.content)))
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = relay
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Relay) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect_fleet.deploy", "--root", str(root)],
+            env=os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{server.server_port}/api"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert waiting.wait(120)
+        process.send_signal(signal.SIGTERM)
+        go_on.set()
+        _, error = process.communicate(timeout=60)
+        server.shutdown()
+        thread.join()
+    assert process.returncode == 1
+    assert error.endswith("it was stopped; what was written before is put back\n")
+    assert all_of_it() == before
+
+
+def test_undoing_goes_backwards_and_on_after_a_failure():
+    done: list[str] = []
+
+    async def do(what: str) -> None:
+        done.append(f"do {what}")
+
+    async def undo(what: str) -> None:
+        done.append(f"undo {what}")
+        if what == "b":
+            raise PutBackError("is other now")
+        if what == "c":
+            raise ValueError("broken")
+
+    async def write_all() -> list[str]:
+        journal = Journal()
+        for what in "abcd":
+            await journal.write(what, lambda what=what: do(what), lambda what=what: undo(what))
+        return await journal.put_back()
+
+    assert asyncio.run(write_all()) == ["c: ValueError: broken", "b: is other now"]
+    assert done == [f"do {what}" for what in "abcd"] + [f"undo {what}" for what in "dcba"]
+
+
+def test_putting_back_is_finished_though_asked_to_stop():
+    async def stop_meanwhile() -> str:
+        async def slow() -> str:
+            await asyncio.sleep(0.05)
+            return "done"
+
+        task = asyncio.ensure_future(finish(slow()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            task.cancel()
+        return await task
+
+    assert asyncio.run(stop_meanwhile()) == "done"
