@@ -67,7 +67,7 @@ def by_hand(
     folder = tmp_path_factory.mktemp("by-hand")
     (folder / ".env").write_text("PREFECT_LOGGING_LEVEL=CRITICAL\n")
     with subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "flows" / "canary.py")],
+        [sys.executable, str(REPOSITORY / "src/prefect_fleet/canary/flow.py")],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -360,7 +360,7 @@ def test_a_page_size_of_no_use_is_refused(keep_units, page_size: int):
 
 
 def test_canary_returns_the_token_and_where_it_ran():
-    returned = load("flows/canary.py:canary")(host="elsewhere", token="t-1")
+    returned = load("src/prefect_fleet/canary/flow.py:canary")(host="elsewhere", token="t-1")
     assert returned["token"] == "t-1"
     assert returned["hostname"] == socket.gethostname()
     assert returned["python"] == ".".join(map(str, sys.version_info[:3]))
