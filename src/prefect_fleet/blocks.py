@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
 
 import httpx
 from prefect.blocks.core import Block, InvalidBlockRegistration
@@ -25,7 +24,7 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.objects import BlockDocument, BlockSchema, BlockType
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-from prefect_fleet.api import block_differences, new_client
+from prefect_fleet.api import block_differences
 from prefect_fleet.inputs import InputError
 from prefect_fleet.journal import Journal
 from prefect_fleet.plan import Item
@@ -76,12 +75,14 @@ def import_block_classes(modules: Iterable[str]) -> list[type[Block]]:
     return list(found.values())
 
 
-class _TypeRecorder(PrefectClient):
-    """Knows what is registered, and keeps what would be; `items` and `writes` fill up."""
+class _TypeRecorder:
+    """The part of a client that registering uses; `items` and `writes` fill up.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.types: dict[str, BlockType] = {}
+    It knows what is registered, and keeps what would be.
+    """
+
+    def __init__(self, types: dict[str, BlockType]) -> None:
+        self.types = types
         self.checksums: set[tuple[str, str | None]] = set()
         self.items: dict[str, Item] = {}
         self.writes = 0
@@ -150,19 +151,17 @@ async def plan_blocks(
         return plan
     for shown in await read_pages(client, "/block_types/filter"):
         plan.types[shown["slug"]] = BlockType.model_validate(shown)
-    known = dict(plan.types)
-    async with new_client(_TypeRecorder) as recorder:
-        recorder.types = known
-        for schema in await read_pages(client, "/block_schemas/filter"):
-            recorder.checksums.add((schema["checksum"], schema["version"]))
-        for cls in wanted.values():
-            writes = recorder.writes
-            try:
-                await cls.aregister_type_and_schema(client=recorder)
-            except InvalidBlockRegistration:
-                continue
-            if recorder.writes > writes:
-                plan.classes.append(cls)
+    recorder = _TypeRecorder(dict(plan.types))
+    for schema in await read_pages(client, "/block_schemas/filter"):
+        recorder.checksums.add((schema["checksum"], schema["version"]))
+    for cls in wanted.values():
+        writes = recorder.writes
+        try:
+            await cls.aregister_type_and_schema(client=recorder)  # type: ignore[arg-type]
+        except InvalidBlockRegistration:
+            continue
+        if recorder.writes > writes:
+            plan.classes.append(cls)
     plan.items += recorder.items.values()
     stored: dict[str, dict[str, BlockDocument]] = {}
     for (slug, name), block in blocks.items():

@@ -5,22 +5,18 @@ last deploy wrote. The API takes labels only with `POST /deployments/`, which cr
 or replaces what is there in one transaction and keeps its id and its runs.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import jsonschema
+import referencing.exceptions
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
-from prefect.utilities.schema_tools.validation import (
-    CircularSchemaRefError,
-    validate,
-)
-from prefect.utilities.schema_tools.validation import (
-    ValidationError as SchemaError,
-)
 from prefect.utilities.templating import PlaceholderType
 from pydantic import ValidationError
 
@@ -407,6 +403,15 @@ def _schema_problems(
     """Yield what of `values` a schema refuses, without the values."""
     if not schema or not values:
         return
+    # Prefect's own check takes more than this one, but imports SQLAlchemy, which takes a second.
+    optional = {key: value for key, value in schema.items() if key != "required"}
+    checker = jsonschema.Draft202012Validator
+    with contextlib.suppress(jsonschema.SchemaError, referencing.exceptions.Unresolvable):
+        if checker(optional, format_checker=checker.FORMAT_CHECKER).is_valid(values):
+            return
+    from prefect.utilities.schema_tools.validation import CircularSchemaRefError, validate
+    from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
+
     try:
         problems = validate(values, schema, ignore_required=True)
     except (SchemaError, CircularSchemaRefError) as error:

@@ -106,7 +106,9 @@ class Entry:
         either.
         """
         own = self.given.get(kind)
-        return {"build": kind in self.given, "push": bool(own), "pull": bool(own) or own == []}[kind]
+        return {"build": kind in self.given, "push": bool(own), "pull": bool(own) or own == []}[
+            kind
+        ]
 
     def steps(self, kind: str) -> Any:
         """Return the build, push or pull steps that count for it, whatever the file says."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 
 from prefect_fleet import deploy
 from prefect_fleet.server_state import read_state
@@ -114,24 +114,29 @@ def stored(name: str) -> dict[str, Any]:
     return request("GET", f"/deployments/name/{flow}/{deployment}")
 
 
-def everything() -> dict[str, Any]:
+async def show_everything(client: PrefectClient) -> dict[str, Any]:
     """Return what the API shows of all that a deploy writes, but for ids and times."""
+    state = await read_state(client)
+    return {
+        "flows": sorted(state.flows),
+        "pools": {
+            name: (pool.concurrency_limit, pool.type, pool.base_job_template)
+            for name, pool in state.pools.items()
+        },
+        "queues": state.queues,
+        "deployments": {
+            name: plain(one) | {"triggers": plain(state.automations.get(one["id"], []))}
+            for name, one in state.deployments.items()
+        },
+    }
+
+
+def everything() -> dict[str, Any]:
+    """Return that by itself."""
 
     async def ask() -> dict[str, Any]:
         async with get_client() as client:
-            state = await read_state(client)
-        return {
-            "flows": sorted(state.flows),
-            "pools": {
-                name: (pool.concurrency_limit, pool.type, pool.base_job_template)
-                for name, pool in state.pools.items()
-            },
-            "queues": state.queues,
-            "deployments": {
-                name: plain(one) | {"triggers": plain(state.automations.get(one["id"], []))}
-                for name, one in state.deployments.items()
-            },
-        }
+            return await show_everything(client)
 
     return asyncio.run(ask())
 

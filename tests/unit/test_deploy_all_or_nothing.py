@@ -15,9 +15,18 @@ from typing import Any
 import httpx
 import pytest
 from prefect.client.base import PrefectHttpxAsyncClient
+from prefect.client.orchestration import get_client
 
 from prefect_fleet.journal import Journal, PutBackError, finish
-from tests.unit.deploying import everything, plain, request, run, statuses, stored, write
+from prefect_fleet.server_state import read_pages
+from tests.unit.deploying import (
+    request,
+    run,
+    show_everything,
+    statuses,
+    stored,
+    write,
+)
 from tests.unit.test_deploy import settings
 
 MODULE = """
@@ -76,14 +85,25 @@ def far_end(monkeypatch) -> Callable[[FarEnd | None], None]:
 
 def all_of_it() -> dict[str, Any]:
     """Return what the server has, blocks and their types too; ids of deployments as well."""
-    shown = everything()
-    for kind in ("block_types", "block_schemas"):
-        shown[kind] = plain(request("POST", f"/{kind}/filter", limit=200))
-    shown["blocks"] = plain(
-        request("POST", "/block_documents/filter", limit=200, include_secrets=True)
-    )
-    shown["ids"] = sorted(one["id"] for one in request("POST", "/deployments/filter", limit=200))
-    return shown
+
+    async def ask() -> dict[str, Any]:
+        async with get_client() as client:
+            parts = await asyncio.gather(
+                show_everything(client),
+                read_pages(client, "/block_types/filter"),
+                read_pages(client, "/block_schemas/filter"),
+                read_pages(client, "/block_documents/filter", include_secrets=True),
+                read_pages(client, "/deployments/filter"),
+            )
+        shown, types, schemas, blocks, deployments = parts
+        return shown | {
+            "types": {one["slug"]: (one["description"], one["logo_url"]) for one in types},
+            "schemas": sorted((one["block_type_id"], one["checksum"]) for one in schemas),
+            "blocks": {one["name"]: (one["block_type_name"], one["data"]) for one in blocks},
+            "ids": sorted(one["id"] for one in deployments),
+        }
+
+    return asyncio.run(ask())
 
 
 def pause_first_schedule(name: str) -> None:
@@ -96,7 +116,7 @@ def pause_first_schedule(name: str) -> None:
 def prepare(tmp_path: Path, name: str) -> tuple[Path, list[str]]:
     """Bring about a deploy that has something of every kind to do."""
     root = tmp_path / name
-    for number in (1, 2, 3):
+    for number in (1, 2):
         write(root, f"d{number}", flow=f"{name}-{number}")
     pools = [{"name": "default", "type": "process"}, {"name": f"{name}-old", "type": "process"}]
     servers = [{"name": f"{name}-old", "base_url": "https://x.org", "token": "d2pat_s3cret"}]

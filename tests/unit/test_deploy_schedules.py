@@ -36,8 +36,8 @@ def test_the_same_schedules_in_another_order_are_no_change():
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ([A], f'schedule changed by hand: {B}; this deploy writes back {A} {KEEP}'),
-        ([C], f'schedule changed by hand: {B}; this deploy writes {A} {KEEP}'),
+        ([A], f"schedule changed by hand: {B}; this deploy writes back {A} {KEEP}"),
+        ([C], f"schedule changed by hand: {B}; this deploy writes {A} {KEEP}"),
         ([B], f"schedule: {B} -> {A}"),
         (None, f"schedule: {B} -> {A}"),
     ],
