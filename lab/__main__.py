@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from lab.fleet import Fleet
+from lab.image import ensure_image
 from lab.podman import LabError, ensure_tools
 
 _UI_PORT = 4200
@@ -25,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="remove the hosts, their network and mounts")
     commands.add_parser("reset", help="down, then up: new hosts")
     commands.add_parser("status", help="one line a host")
+    commands.add_parser("image", help="make the hosts' image, which `up` does as well")
     reboot = commands.add_parser("reboot", help="reboot hosts, or all of them, and wait")
     reboot.add_argument("hosts", nargs="*", metavar="host")
     reboot.add_argument("--hard", action="store_true", help="as by a power cut: nothing is stopped")
@@ -55,7 +57,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         fleet = Fleet.load(arguments.fleet)
-        if arguments.command in ("up", "down", "reset", "status"):
+        if arguments.command in ("up", "down", "reset", "status", "image"):
             ensure_tools()
         match arguments.command:
             case "up":
@@ -67,6 +69,8 @@ def main() -> int:
                 fleet.up()
             case "reboot":
                 fleet.reboot(arguments.hosts, hard=arguments.hard)
+            case "image":
+                ensure_image()
             case "status":
                 print(fleet.status())
             case "ssh":

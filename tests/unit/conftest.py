@@ -37,6 +37,9 @@ from tests.unit.shared import (
 for name in [name for name in os.environ if name.startswith("PREFECT_")]:
     del os.environ[name]
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-fleet-tests-")
+# Nor the .env of this folder, which Prefect would read in the current directory.
+os.chdir(os.environ["PREFECT_HOME"])
+os.environ["PREFECT_FLEET_DATA"] = str(Path(os.environ["PREFECT_HOME"], "fleet"))
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
 

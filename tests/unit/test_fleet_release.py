@@ -31,25 +31,20 @@ def run(home: Path, capsys: pytest.CaptureFixture[str]):
     def run(release: str, keep: int = 5, check: bool = False) -> dict[str, Any]:
         arguments = {"home": str(home), "id": release, "keep": keep, "_ansible_check_mode": check}
         said: dict[str, Any] = {}
-        with (
-            patch_module_args(arguments),
-            pytest.MonkeyPatch.context() as patch,
-            pytest.raises(SystemExit),
-        ):
-            patch.setattr(
-                fleet_release.AnsibleModule, "exit_json", lambda _, **told: end(said, told)
-            )
-            patch.setattr(
-                fleet_release.AnsibleModule,
-                "fail_json",
-                lambda _, **told: end(said, told | {"failed": True}),
-            )
-            fleet_release.main()
-        return said
 
-    def end(said: dict[str, Any], told: dict[str, Any]) -> None:
-        said.update(told)
-        raise SystemExit
+        def end(_: object, **told: Any) -> None:
+            said.update(told)
+            raise SystemExit
+
+        def fail(_: object, **told: Any) -> None:
+            end(_, failed=True, **told)
+
+        with patch_module_args(arguments), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fleet_release.AnsibleModule, "exit_json", end)
+            patch.setattr(fleet_release.AnsibleModule, "fail_json", fail)
+            with pytest.raises(SystemExit):
+                fleet_release.main()
+        return said
 
     return run
 
@@ -111,7 +106,7 @@ def test_an_interrupted_switch_is_finished(home: Path, run):
     (home / "flows").unlink()
     assert run("r2")["changed"]
     assert in_use(home) == "r2"
-    assert os.readlink(home / "flows") == "current/flows"
+    assert (home / "flows").readlink() == Path("current/flows")
     assert not (home / ".current.partial").is_symlink()
 
 
