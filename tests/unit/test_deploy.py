@@ -438,14 +438,19 @@ def test_one_process_does_it(tmp_path: Path, prefect_api: str):
     """As the role calls it; a process of its own, that starts no other."""
     root = tmp_path / "process"
     write(root, "d", flow="process")
+    # What it would start may fail in silence, so each attempt is noted. Prefect's copy of croniter
+    # asks `file` once, when it is imported, for how many bits Python has.
     guard = (
         "import sys\n"
-        "def forbid(event, args):\n"
+        "started = []\n"
+        "def note(event, args):\n"
         "    if event in ('subprocess.Popen', 'os.fork', 'os.posix_spawn', 'os.system'):\n"
-        "        raise RuntimeError(f'{event}: {args}')\n"
-        "sys.addaudithook(forbid)\n"
+        "        started.append(f'{event}: {args[:2]}')\n"
+        "sys.addaudithook(note)\n"
         "from prefect_fleet.deploy import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "started.clear()\n"
+        "status = main(sys.argv[1:])\n"
+        "sys.exit(status or '; '.join(one for one in started if \"'file', '-b'\" not in one))\n"
     )
     for expected in (2, 0):
         done = subprocess.run(
