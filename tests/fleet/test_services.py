@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.fleet.conftest import FLEET, Site, connect, members
@@ -13,6 +15,7 @@ UNITS = {
     "prefect_worker": [
         "prefect-worker@default.service",
         "prefect-worker@projections-local.service",
+        "prefect-manifests.timer",
     ],
     "rustfs": ["rustfs.service"],
 }
@@ -95,3 +98,16 @@ def test_prefect_cli_works_for_root_and_explains_itself_to_others(site: Site) ->
     refused = host.run("setpriv --reuid=65534 --regid=65534 --clear-groups prefect-cli version")
     assert refused.rc == 1
     assert "use sudo" in refused.stderr
+
+
+@pytest.mark.parametrize("host", [host.name for host in FLEET.hosts])
+def test_prefects_command_line_is_on_every_host(site: Site, host: str) -> None:
+    listed = connect(host).check_output("prefect-cli work-pool ls --output json")
+    assert {pool["name"] for pool in json.loads(listed)} >= {"default", "projections-local"}
+
+
+def test_flows_have_no_keys_of_the_manifests_bucket(site: Site) -> None:
+    worker = site.first("prefect_worker")
+    file = "/etc/prefect/manifests.json"
+    assert worker.run(f"runuser -u prefect -- cat {file}").rc != 0
+    assert site.secrets["fleet_rustfs_manifests_secret_key"] in worker.check_output(f"cat {file}")

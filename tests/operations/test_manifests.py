@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -126,6 +127,39 @@ print(len(body), hashlib.sha256(body).hexdigest())
     assert found == f"{manifest['result']['size']} {manifest['result']['sha256']}"
     (artifact,) = manifest["artifacts"]
     assert artifact["size"] > 0
+
+
+def test_the_organisation_units_in_rustfs_are_those_of_the_server(
+    laptop: Laptop, site: Site
+) -> None:
+    start(laptop, "dhis2_ou/dhis2-ou", "--watch", "--watch-timeout", "240")
+    inventory = yaml.safe_load((FLEET.inventory / "hosts.yml").read_text())
+    (server,) = inventory["all"]["vars"]["prefect_deploy_dhis2_servers"]
+    script = f"""{S3}
+import io, sys
+import httpx, pyarrow.parquet
+body = client.get_object(Bucket="results", Key="dhis2/dhis2/organisation-units.parquet")["Body"]
+kept = pyarrow.parquet.read_table(io.BytesIO(body.read())).to_pylist()
+answer = httpx.get(V["dhis2"] + "/api/organisationUnits", auth=(V["user"], V["password"]),
+    params=dict(paging="false", fields="id,name,level,path"), trust_env=False)
+served = answer.json()["organisationUnits"]
+assert len(served) > 10
+key = lambda unit: unit["id"]
+short = [dict((name, unit[name]) for name in ("id", "name", "level", "path")) for unit in kept]
+assert sorted(short, key=key) == sorted(served, key=key), (short[:2], served[:2])
+print(len(served))
+"""
+    found = site.python(
+        site.first("prefect_worker"),
+        script,
+        url=f"http://{site.address('rustfs')}:9000",
+        access=site.secrets["fleet_rustfs_results_access_key"],
+        secret=site.secrets["fleet_rustfs_results_secret_key"],
+        dhis2=server["base_url"],
+        user=server["username"],
+        password=server["password"],
+    )
+    assert int(found) > 0
 
 
 def test_a_failed_run_shows_why(laptop: Laptop) -> None:
