@@ -85,7 +85,7 @@ venv: ## Make .venv as requirements/control.txt locks it
 test: venv ## Lint, unit tests, the whole site on local hosts, the UI in a browser
 	@scripts/test
 
-lint: venv ## ruff, yamllint, ansible-lint, shellcheck
+lint: venv ## ruff, yamllint, ansible-lint
 	@scripts/test lint
 
 unit: venv ## Unit tests

@@ -12,8 +12,9 @@ its name is the `name` in the folder's own prefect.yaml, or `--project`.
 
 `--settings` names a YAML or JSON file with mode 0600, or `-` for standard input. Its keys, all of
 them optional: work_pools (as for prefect_fleet.pools), block_modules (modules whose block types
-are registered), result_storage (as for prefect_fleet.results) and dhis2_servers (as for
-prefect_dhis2.servers).
+are registered), result_storage (as for prefect_fleet.results), dhis2_servers (as for
+prefect_dhis2.servers) and environment (a mapping of variables for `{{ $NAME }}` in the files, on
+top of this process's own).
 
 The last line of stdout is `{"changes": 2, "plan": [{"kind": …, "name": "…", "status": …,
 "details": ["…"]}]}`; kind is one of work pool, block type, block and deployment, status one of new,
@@ -24,6 +25,7 @@ Exit status: 0 done, 1 faults, or nothing or not everything was done, 2 wrong us
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -64,6 +66,7 @@ SETTINGS = {
     "block_modules": list,
     "result_storage": dict,
     "dhis2_servers": list,
+    "environment": dict,
 }
 
 
@@ -144,6 +147,13 @@ def parse_settings(given: Any) -> tuple[Settings, list[str]]:
         for name, block in blocks.items():
             settings.add(name, block)
     return settings, faults
+
+
+def export(given: Any) -> None:
+    """Set the settings' variables: Prefect's templating reads this process's and no others."""
+    environment = given.get("environment") if isinstance(given, dict) else None
+    if isinstance(environment, dict):
+        os.environ.update({str(name): str(value) for name, value in environment.items()})
 
 
 async def make_plan(
@@ -296,6 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--root {options.root}: there is no such folder")
     try:
         given = read_file(options.settings, secret=True) if options.settings else {}
+        export(given)
         files = check_files(root, options.home)
         if options.prune and not (options.project or files.project):
             parser.error("--prune: write name: in the root's prefect.yaml, or give --project")

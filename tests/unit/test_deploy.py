@@ -266,6 +266,21 @@ def test_build_steps_run_when_all_is_right_and_not_for_a_plan(tmp_path: Path, ca
     assert everything() == before
 
 
+def test_variables_of_the_settings_fill_templates(tmp_path: Path, monkeypatch, capsys):
+    root = tmp_path / "templates"
+    file = write(root, "d", flow="templates")
+    file.write_text(
+        file.read_text().replace("entrypoint:", "version: '{{ $TAG }}'\n    entrypoint:")
+    )
+    # Only so that the test leaves no variable behind.
+    monkeypatch.setenv("TAG", "")
+    monkeypatch.delenv("TAG")
+    assert run(root) == 1
+    assert "the environment variable TAG is not set here" in capsys.readouterr().err
+    assert run(root, "--settings", settings(tmp_path, environment={"TAG": "v7"})) == 0
+    assert stored("templates/nightly")["version"] == "v7"
+
+
 def settings(tmp_path: Path, **keys: object) -> str:
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(keys))

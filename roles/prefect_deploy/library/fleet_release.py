@@ -7,7 +7,6 @@ which release was in use before, so that a deploy that fails can go back to it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def point(link: Path, target: str) -> None:
 
 def leads_to(link: Path) -> str:
     """Where a link leads; empty where there is none."""
-    return os.readlink(link) if link.is_symlink() else ""
+    return str(link.readlink()) if link.is_symlink() else ""
 
 
 def outdated(releases: Path, wanted: str, previous: str, keep: int) -> list[Path]:
