@@ -41,6 +41,7 @@ class BlockPlan:
         classes: block classes to register, as at least one type of theirs differs.
         blocks: blocks to store, by type slug and name.
         types: the types of the server, by slug.
+        schemas: the ids of its block schemas.
         documents: the blocks of the server that change, by type slug and name.
     """
 
@@ -48,6 +49,7 @@ class BlockPlan:
     classes: list[type[Block]] = field(default_factory=list)
     blocks: dict[tuple[str, str], Block] = field(default_factory=dict)
     types: dict[str, BlockType] = field(default_factory=dict)
+    schemas: set[str] = field(default_factory=set)
     documents: dict[tuple[str, str], BlockDocument] = field(default_factory=dict)
 
 
@@ -153,6 +155,7 @@ async def plan_blocks(
         plan.types[shown["slug"]] = BlockType.model_validate(shown)
     recorder = _TypeRecorder(dict(plan.types))
     for schema in await read_pages(client, "/block_schemas/filter"):
+        plan.schemas.add(schema["id"])
         recorder.checksums.add((schema["checksum"], schema["version"]))
     for cls in wanted.values():
         writes = recorder.writes
@@ -222,12 +225,11 @@ class BlockWriter(PrefectClient):
         )
 
     async def create_block_schema(self, block_schema: BlockSchemaCreate) -> BlockSchema:
-        before = {one["id"] for one in await read_pages(self, "/block_schemas/filter")}
+        of_type = {"block_type_id": {"any_": [str(block_schema.block_type_id)]}}
 
         async def delete() -> None:
-            for shown in await read_pages(self, "/block_schemas/filter"):
-                same_type = shown["block_type_id"] == str(block_schema.block_type_id)
-                if same_type and shown["id"] not in before:
+            for shown in await read_pages(self, "/block_schemas/filter", block_schemas=of_type):
+                if shown["id"] not in self.plan.schemas:
                     await self.request(
                         "DELETE",
                         "/block_schemas/{id}",

@@ -115,10 +115,11 @@ def stored(name: str) -> dict[str, Any]:
 
 
 async def show_everything(client: PrefectClient) -> dict[str, Any]:
-    """Return what the API shows of all that a deploy writes, but for ids and times."""
+    """Return what the API shows of all that a deploy writes, but for times and most ids."""
     state = await read_state(client)
     return {
         "flows": sorted(state.flows),
+        "ids": sorted(one["id"] for one in state.deployments.values()),
         "pools": {
             name: (pool.concurrency_limit, pool.type, pool.base_job_template)
             for name, pool in state.pools.items()
