@@ -37,15 +37,16 @@ from tests.unit.shared import (
 for name in [name for name in os.environ if name.startswith("PREFECT_")]:
     del os.environ[name]
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-fleet-tests-")
-# Nor the .env of this folder, which Prefect would read in the current directory.
-os.chdir(os.environ["PREFECT_HOME"])
 os.environ["PREFECT_FLEET_DATA"] = str(Path(os.environ["PREFECT_HOME"], "fleet"))
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Prefect leave sockets of its event clients to the garbage collector."""
+    """Keep Prefect from this folder's .env, and from pytest's eyes for what it leaves open."""
+    # Prefect reads .env in the current directory, when a test imports it.
+    os.chdir(os.environ["PREFECT_HOME"])
+    # Sockets of its event clients are left to the garbage collector.
     config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
 
