@@ -114,6 +114,14 @@ def stored(name: str) -> dict[str, Any]:
     return request("GET", f"/deployments/name/{flow}/{deployment}")
 
 
+def remove_dhis2_servers(prefix: str) -> None:
+    """Remove the servers whose names begin so: other tests look at all that are stored."""
+    path = "/block_types/slug/dhis2-credentials/block_documents"
+    for one in request("GET", path):
+        if one["name"].startswith(prefix):
+            request("DELETE", f"/block_documents/{one['id']}")
+
+
 async def show_everything(client: PrefectClient) -> dict[str, Any]:
     """Return what the API shows of all that a deploy writes, but for times and most ids."""
     state = await read_state(client)

@@ -25,6 +25,7 @@ from prefect_fleet.journal import Journal, PutBackError, finish
 from prefect_fleet.prefect_files import check_files
 from prefect_fleet.server_state import ServerState, read_pages, read_state
 from tests.unit.deploying import (
+    remove_dhis2_servers,
     request,
     run,
     show_everything,
@@ -217,6 +218,7 @@ def test_whichever_write_fails_all_is_put_back(
     capsys.readouterr()
     assert run(root, *options) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["changes"] == 0
+    remove_dhis2_servers(name)
 
 
 def test_what_can_not_be_put_back_is_said(
