@@ -5,7 +5,8 @@ from pathlib import Path
 from dotenv import load_dotenv
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
-from prefect.runner.storage import LocalStorage
+
+from prefect_fleet.release_folder import ReleaseFolder
 
 ENTRYPOINT = "flow.py:dhis2_connection_flow"
 
@@ -22,7 +23,7 @@ def build_deployment() -> RunnerDeployment:
     )
     # Workers find the code in their own release, not where this program found it.
     deployment.entrypoint = ENTRYPOINT
-    deployment.storage = LocalStorage(path="/opt/prefect/deployments/dhis2_connection")
+    deployment.storage = ReleaseFolder("/opt/prefect/deployments/dhis2_connection")
     return deployment
 
 
