@@ -78,7 +78,7 @@ class Fleet:
             Host(host, subnet[_FIRST_HOST + number], tuple(groups))
             for number, (host, groups) in enumerate(entry["hosts"].items())
         )
-        return cls(name, subnet, hosts, entry["far_end"], entry.get("vars", {}))
+        return cls(name, subnet, hosts, entry.get("far_end", ""), entry.get("vars", {}))
 
     # Names in podman, on disk
 
@@ -121,7 +121,8 @@ class Fleet:
             list(pool.map(lambda host: self._ensure_host(host, image), self.hosts))
         self._write_ssh_config()
         self._write_inventory()
-        self._install_standin()
+        if self.far_end:
+            self._install_standin()
         print(f"lab: fleet {self.name!r} is up: {len(self.hosts)} hosts on {self.subnet}")
 
     def down(self) -> None:
@@ -353,7 +354,7 @@ Host {host.name} {host.address}
     def _write_inventory(self) -> None:
         groups: dict[str, dict[str, object]] = {}
         for host in self.hosts:
-            for group in host.groups:
+            for group in host.groups or ("ungrouped",):
                 members = groups.setdefault(group, {"hosts": {}})["hosts"]
                 # By address, not by a name that other fleets have as well: Ansible shares its
                 # ssh connections between runs by what they connect to.
@@ -362,16 +363,16 @@ Host {host.name} {host.address}
             "ansible_user": "root",
             "ansible_ssh_common_args": f"-F {self.ssh_config}",
             **self.variables,
-            "prefect_deploy_dhis2_servers": [
-                {
-                    # The name that the flow dhis2-ou reads by default.
-                    "name": "dhis2",
-                    "base_url": f"http://{self.host(self.far_end).address}:{STANDIN_PORT}",
-                    "username": "lab",
-                    "password": self._standin_password(),
-                }
-            ],
         }
+        if self.far_end:
+            server = {
+                # The name that the flow dhis2-ou reads by default.
+                "name": "dhis2",
+                "base_url": f"http://{self.host(self.far_end).address}:{STANDIN_PORT}",
+                "username": "lab",
+                "password": self._standin_password(),
+            }
+            variables["prefect_deploy_dhis2_servers"] = [server]
         inventory = {"all": {"children": groups, "vars": variables}}
         self.inventory.mkdir(parents=True, exist_ok=True)
         path = self.inventory / "hosts.yml"
