@@ -333,6 +333,8 @@ END
             keys = self.run(host.name, "cat /etc/ssh/ssh_host_*_key.pub", check=True).stdout
             known += [f"{host.address} {' '.join(key.split()[:2])}" for key in keys.splitlines()]
         (self.state / "known_hosts").write_text("\n".join(known) + "\n")
+        # A socket's path is short, at most 108 bytes: no hash that makes it unique on the machine,
+        # as it is in this fleet's own folder.
         entries = [
             f"""
 Host {host.name} {host.address}
@@ -344,7 +346,7 @@ Host {host.name} {host.address}
     StrictHostKeyChecking yes
     HostKeyAlias {host.address}
     ControlMaster auto
-    ControlPath {self.state}/%C
+    ControlPath {self.state}/%h:%p
     ControlPersist 60
 """
             for host in self.hosts
