@@ -35,7 +35,9 @@ case "$1" in
     enable) sed -i s/^UnitFileState=.*/UnitFileState=enabled/ unit ;;
     start | restart)
         sed -i s/^ActiveState=.*/ActiveState=active/ unit
-        date -u '+InactiveExitTimestamp=%a %Y-%m-%d %H:%M:%S.%6N UTC' >> unit ;;
+        date -u '+InactiveExitTimestamp=%a %Y-%m-%d %H:%M:%S.%6N UTC' >> unit
+        date -u '+StateChangeTimestamp=%a %Y-%m-%d %H:%M:%S.%6N UTC' >> unit ;;
+    reload) date -u '+StateChangeTimestamp=%a %Y-%m-%d %H:%M:%S.%6N UTC' >> unit ;;
 esac
 """
 JOURNALCTL = """#!/bin/sh
@@ -61,6 +63,7 @@ class Machine:
             "FragmentPath": str(self.file(UNIT)),
             "DropInPaths": f"{self.file('a.conf')} {self.file('b.conf')}",
             "InactiveExitTimestamp": shown(STARTED),
+            "StateChangeTimestamp": shown(STARTED),
             "LoadState": "loaded",
             "NRestarts": "0",
         }
@@ -210,6 +213,29 @@ def test_a_newer_file_restarts_the_unit_once(machine: Machine, run, newer: str):
     assert result["why"] == [f"restarted: changed since it was started: {changed}"]
     assert machine.calls == [f"restart {UNIT}"]
     assert run(files=files)["changed"] is False
+
+
+@pytest.mark.parametrize(("state", "step"), [("active", "reload"), ("activating", "restart")])
+def test_a_newer_file_that_is_read_again_at_a_reload(machine: Machine, run, state: str, step: str):
+    machine.properties["ActiveState"] = state
+    read_again = machine.file("read_again", age=-1)
+    result = run(reload_files=[str(read_again)])
+    assert result["why"] == [f"{step}ed: changed since it was started or reloaded: {read_again}"]
+    assert machine.calls == [f"{step} {UNIT}"]
+    assert run(reload_files=[str(read_again)])["changed"] is False
+
+
+def test_a_restart_reads_what_a_reload_would(machine: Machine, run):
+    files, read_again = [str(machine.file("settings", age=-1))], [str(machine.file("more", age=-1))]
+    assert run(files=files, reload_files=read_again)["changed"] is True
+    assert machine.calls == [f"restart {UNIT}"]
+    assert run(files=files, reload_files=read_again)["changed"] is False
+
+
+def test_a_reload_does_not_stand_for_a_restart(machine: Machine, run):
+    machine.properties["StateChangeTimestamp"] = shown(STARTED + 5)
+    run(files=[str(machine.file("settings", age=-1))])
+    assert machine.calls == [f"restart {UNIT}"]
 
 
 @pytest.mark.parametrize("state", ["disabled", "indirect", ""])

@@ -30,6 +30,13 @@ options:
     type: list
     elements: path
     default: []
+  reload_files:
+    description:
+      - Files that the service reads when it is reloaded as well. Where only these changed since it
+        was started or reloaded, it is reloaded, which ends no connection.
+    type: list
+    elements: path
+    default: []
   health_url:
     description:
       - Where the service says that it is well, with status 200. The module waits for that, and
@@ -55,6 +62,8 @@ _PROPERTIES = (
     "FragmentPath",
     "DropInPaths",
     "InactiveExitTimestamp",
+    # Of the last start or the end of the last reload.
+    "StateChangeTimestamp",
     "LoadState",
     "NRestarts",
 )
@@ -109,6 +118,10 @@ class Service:
         units = [self["FragmentPath"], *self["DropInPaths"].split()]
         return newer_files([*units, *files], parse_time(self["InactiveExitTimestamp"]))
 
+    def stale_for_reload(self, files: list[str]) -> list[str]:
+        """The files that it has read in their present form neither at its start nor since."""
+        return newer_files(files, parse_time(self["StateChangeTimestamp"]))
+
 
 def answers(url: str) -> bool:
     """Whether the URL answers 200 within five seconds; no proxy is asked."""
@@ -147,6 +160,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "path", "default": []},
+            "reload_files": {"type": "list", "elements": "path", "default": []},
             "health_url": {"type": "str", "default": ""},
             "health_seconds": {"type": "int", "default": 180},
         },
@@ -173,6 +187,11 @@ def main() -> None:
     elif stale:
         why.append(f"restarted: changed since it was started: {', '.join(stale)}")
         steps.append(("restart", name))
+    elif unread_files := service.stale_for_reload(module.params["reload_files"]):
+        # One that is just starting, again and again perhaps, cannot be reloaded.
+        step = "reload" if service["ActiveState"] == "active" else "restart"
+        why.append(f"{step}ed: changed since it was started or reloaded: {', '.join(unread_files)}")
+        steps.append((step, name))
     if not module.check_mode:
         for step in steps:
             service.systemctl(*step)
