@@ -82,8 +82,8 @@ server: venv ## A Prefect server on this machine alone; PREFECT_SERVER_API_AUTH_
 venv: ## Make .venv as requirements/control.txt locks it
 	@scripts/bootstrap
 
-test: venv ## Lint, unit tests, the whole site on local hosts, the UI in a browser
-	@scripts/test
+test: venv ## Lint, unit tests, the site and each role on local hosts, the UI; ROLE=name: one role's scenario
+	@scripts/test $(ROLE)
 
 lint: venv ## ruff, yamllint, ansible-lint
 	@scripts/test lint
@@ -91,7 +91,7 @@ lint: venv ## ruff, yamllint, ansible-lint
 unit: venv ## Unit tests
 	@scripts/test unit
 
-molecule: venv ## The default scenario: the whole site on local hosts
+molecule: venv ## All of Molecule's scenarios: the whole site and each role, on local hosts
 	@scripts/test molecule
 
 e2e: venv ## Log in to the UI with a browser, over the tailnet

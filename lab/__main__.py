@@ -10,6 +10,7 @@ import sys
 from lab.fleet import Fleet
 from lab.image import ensure_image
 from lab.podman import LabError, ensure_tools
+from lab.prepared import ensure_prepared_image
 
 _UI_PORT = 4200
 
@@ -26,7 +27,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="remove the hosts, their network and mounts")
     commands.add_parser("reset", help="down, then up: new hosts")
     commands.add_parser("status", help="one line a host")
-    commands.add_parser("image", help="make the hosts' image, which `up` does as well")
+    image = commands.add_parser("image", help="make the hosts' image, which `up` does as well")
+    image.add_argument("--prepared", action="store_true", help="that of prepared hosts as well")
     reboot = commands.add_parser("reboot", help="reboot hosts, or all of them, and wait")
     reboot.add_argument("hosts", nargs="*", metavar="host")
     reboot.add_argument("--hard", action="store_true", help="as by a power cut: nothing is stopped")
@@ -70,7 +72,9 @@ def main() -> int:
             case "reboot":
                 fleet.reboot(arguments.hosts, hard=arguments.hard)
             case "image":
-                ensure_image()
+                base = ensure_image()
+                if arguments.prepared:
+                    ensure_prepared_image(base)
             case "status":
                 print(fleet.status())
             case "ssh":

@@ -61,13 +61,15 @@ class Fleet:
     hosts: tuple[Host, ...]
     far_end: str
     variables: dict[str, object] = field(default_factory=dict)
+    prepared: bool = False
+    """Whether hosts boot from the image of lab/prepared.py rather than from a bare Debian."""
 
     @classmethod
     def load(cls, name: str) -> Fleet:
         """Read one fleet's description.
 
         Raises:
-            LabError: there is no fleet of that name.
+            LabError: there is no fleet of that name, or it asks for an image that there is not.
         """
         known = tomllib.loads((PROJECT / "lab/fleets.toml").read_text())
         if name not in known:
@@ -78,7 +80,13 @@ class Fleet:
             Host(host, subnet[_FIRST_HOST + number], tuple(groups))
             for number, (host, groups) in enumerate(entry["hosts"].items())
         )
-        return cls(name, subnet, hosts, entry.get("far_end", ""), entry.get("vars", {}))
+        image = entry.get("image", "bare")
+        if image not in ("bare", "prepared"):
+            raise LabError(
+                f"lab/fleets.toml: {name!r} has image = {image!r}; write bare or prepared."
+            )
+        far_end, variables = entry.get("far_end", ""), entry.get("vars", {})
+        return cls(name, subnet, hosts, far_end, variables, image == "prepared")
 
     # Names in podman, on disk
 
@@ -113,10 +121,15 @@ class Fleet:
 
     def up(self) -> None:
         """Boot whatever is not running and write the inventory; does nothing to what is well."""
-        image = ensure_image()
+        base = ensure_image()
+        image = base
+        if self.prepared:
+            from lab.prepared import ensure_prepared_image  # it boots a fleet itself
+
+            image = ensure_prepared_image(base)
         self._make_key()
         self._ensure_network()
-        self._ensure_cache(ensure_cache_image(image))
+        self._ensure_cache(ensure_cache_image(base))
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda host: self._ensure_host(host, image), self.hosts))
         self._write_ssh_config()
@@ -269,6 +282,9 @@ class Fleet:
         )  # fmt: skip
         public_key = (self.state / "id_ed25519.pub").read_text()
         self.run(host.name, self._first_boot(public_key), check=True)
+        if self.prepared and "postgres" in host.groups:
+            # As its package leaves it: to be started at the next boot.
+            self.run(host.name, "systemctl --quiet enable postgresql.service", check=True)
 
     def _first_boot(self, public_key: str) -> str:
         """The shell script that a new host runs once: the key, the caches, the proxy."""
