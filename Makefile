@@ -21,8 +21,8 @@ export FLEET_ARTIFACT_MIRROR
 
 PLAYBOOK := ansible-playbook -i $(INVENTORY)
 DEPLOY_OPTIONS = $(if $(PRUNE),-e prefect_deploy_prune=true)
-CREATE_BLOCKS_OPTIONS = $(if $(ONLY),-e create_blocks_only=$(ONLY)) $(if $(DRY_RUN),-e create_blocks_dry_run=true) \
-                        $(if $(PRUNE),-e create_blocks_prune=true)
+CREATE_BLOCKS_OPTIONS = $(if $(ONLY),-e prefect_deploy_blocks_only=$(ONLY)) $(if $(DRY_RUN),-e prefect_deploy_blocks_dry_run=true) \
+                        $(if $(PRUNE),-e prefect_deploy_blocks_prune=true)
 PORT ?= 4200
 
 help: ## List these commands
