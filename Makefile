@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: help start restart stop status lab ui secrets converge verify plan deploy register-blocks \
-        create-blocks run env server venv test lint unit molecule e2e lock
+        create-blocks run env server venv test lint unit molecule e2e docs lock
 
 # Which fleet of lab/fleets.toml `make start` and its like are about, and which inventory Ansible is
 # given: your own by  make converge INVENTORY=inventory/mine
@@ -96,6 +96,9 @@ molecule: venv ## All of Molecule's scenarios: the whole site and each role, on 
 
 e2e: venv ## Log in to the UI with a browser, over the tailnet
 	@scripts/test e2e
+
+docs: venv ## Write the tables of inputs into the roles' READMEs
+	@python scripts/role_readmes.py
 
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
        --no-emit-index-url --override requirements/overrides.in

@@ -1,6 +1,7 @@
 """Each role's argument specs, held against its defaults and against what its files read."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from tests.unit.shared import REPOSITORY
+from tests.unit.shared import REPOSITORY, load_by_path
+
+readmes = load_by_path("scripts/role_readmes.py")
 
 ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
 # Entry points that no tasks belong to: they describe inputs, and nothing is run for them.
@@ -259,6 +262,76 @@ def test_defaults_read_their_own_role_and_fleet_only(role: str):
             if owner(name):
                 known = {**defaults(owner(name)), **options(owner(name))}
                 assert name in known or name in PUBLISHED, f"{role}'s defaults read {name}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_readme_has_the_inputs_of_today(role: str):
+    path, text = readmes.update(REPOSITORY / "roles" / role)
+    assert path.exists(), "run: make docs"
+    assert path.read_text() == text, "run: make docs"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_example_is_a_play_that_the_role_takes(role: str):
+    """Its variables are the role's own and pass the specs; what is secret comes as a template."""
+    readme = (REPOSITORY / "roles" / role / "README.md").read_text()
+    plays = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)]
+    assert plays
+    assert role in {used for play in plays for used, _ in _uses(play)}
+    given = dict(variables_in(plays))
+    assert {name for name in given if owner(name) != role} == set()
+    assert set(given) <= set(options(role))
+    validator = ArgumentSpecValidator({name: options(role)[name] for name in given})
+    assert validator.validate(given).error_messages == []
+
+
+def variables_in(value: Any) -> Iterator[tuple[str, Any]]:
+    """The variables that a play sets, for a role, an import or itself."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from variables_in(entry)
+    elif isinstance(value, dict):
+        for key, below in value.items():
+            if owner(key) and isinstance(key, str):
+                yield key, below
+            else:
+                yield from variables_in(below)
+
+
+def role_copy(folder: Path, role: str = "base") -> Path:
+    copy = folder / "roles" / role
+    shutil.copytree(REPOSITORY / "roles" / role, copy)
+    return copy
+
+
+def test_what_is_out_of_date_is_named_then_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    role = role_copy(tmp_path)
+    readme = role / "README.md"
+    before = readme.read_text()
+    assert readmes.main(["--check"], role.parent) == 0
+    specs = role / "meta/argument_specs.yml"
+    specs.write_text(specs.read_text().replace("counts as fresh.", "is | fresh."))
+    assert readmes.main(["--check"], role.parent) == 1
+    assert "make docs" in capsys.readouterr().err
+    assert readme.read_text() == before
+    assert readmes.main([], role.parent) == 0
+    assert "is \\| fresh." in readme.read_text()
+    assert readmes.main(["--check"], role.parent) == 0
+
+
+def test_a_role_without_a_readme_gets_one_and_marks_are_insisted_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    role = role_copy(tmp_path)
+    (role / "README.md").unlink()
+    assert readmes.main([], role.parent) == 0
+    assert "| `base_packages` | list of str |" in (role / "README.md").read_text()
+    (role / "README.md").write_text("# By hand\n")
+    assert readmes.main([], role.parent) == 1
+    assert readmes.BEGIN in capsys.readouterr().err
+    assert (role / "README.md").read_text() == "# By hand\n"
 
 
 # What playbooks set for role `fleet` with set_fact.
