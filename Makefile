@@ -85,7 +85,7 @@ venv: ## Make .venv as requirements/control.txt locks it
 test: venv ## Lint, unit tests, the site and each role on local hosts, the UI; ROLE=name: one role's scenario
 	@scripts/test $(ROLE)
 
-lint: venv ## ruff, yamllint, ansible-lint
+lint: venv ## ruff, yamllint, shellcheck, ansible-lint
 	@scripts/test lint
 
 unit: venv ## Unit tests
