@@ -1,0 +1,120 @@
+"""Everything that relies on how Prefect 3.9 works inside.
+
+Held by tests/unit/test_warm_internals.py.
+
+What Prefect makes once a process, when it is imported, is made anew in a child: settings and
+logging. Its threads, event loops and clients are made when they are first used, and its own
+`os.register_at_fork` hooks forget those of a parent; a zygote has none.
+"""
+
+import builtins
+import importlib.abc
+import importlib.util
+import logging
+import sys
+import types
+
+ENGINE = "prefect.engine"
+# What prefect.engine imports. Not itself, for a child runs it as its main program.
+CORE = (
+    "prefect.main",
+    "prefect._internal.control_listener",
+    "prefect._internal.metrics",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.flow_runs",
+    "prefect.logging.handlers",
+    "prefect.events.worker",
+    "prefect.task_runners",
+)
+# Modules whose look at the environment is repeated by `renew`.
+RENEWED = (
+    "pydantic_settings.",
+    "prefect.settings.",
+    "prefect.context",
+    "prefect.logging.configuration",
+)
+# Modules that look through the whole environment for variables that begin like this.
+PREFIXES = {
+    "fsspec.config": "FSSPEC_",
+    # For CGI programs.
+    "wsgiref.handlers": "wsgi.",
+}
+# Settings that `flow` and `task` read when they decorate a function.
+DECORATING = ("flows", "results", "tasks")
+
+
+def unfit() -> str | None:
+    """Return why nothing can be forked from this process, or None."""
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().plugins.enabled:
+        return "Prefect's plugins are on, and they start with the process"
+    return None
+
+
+def renew(own_code: bool) -> str | None:
+    """Give a child the settings and the logging of its own environment and working directory.
+
+    Args:
+        own_code: modules that may define flows or tasks were imported beforehand.
+
+    Returns:
+        Why this child can't be what a new process would be, or None.
+    """
+    import prefect.context
+    from prefect.settings import get_current_settings
+
+    before = get_current_settings()
+    prefect.context.refresh_global_settings_context()
+    after = get_current_settings()
+    if after.plugins.enabled:
+        return "Prefect's plugins are on"
+    if own_code and any(getattr(before, one) != getattr(after, one) for one in DECORATING):
+        return "settings that flows and tasks are made with differ"
+    _renew_logging()
+    return None
+
+
+def _renew_logging() -> None:
+    from prefect.logging import configuration
+
+    # What the zygote's configuration gave them, and nothing that a library gave its own.
+    named = configuration.PROCESS_LOGGING_CONFIG.get("loggers", {}).keys()
+    for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
+        if not isinstance(logger, logging.Logger):
+            continue
+        for handler in list(logger.handlers):
+            if type(handler).__module__.startswith("prefect."):
+                logger.removeHandler(handler)
+        if logger.name in named:
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
+    logging.getLogger().setLevel(logging.WARNING)
+    configuration.PROCESS_LOGGING_CONFIG.clear()
+    configuration.setup_logging()
+
+
+def run_engine() -> None:
+    """Run the engine as `python -m prefect.engine` does; it returns, or ends by SystemExit.
+
+    `runpy` would warn that the module was imported before, which the engine's own imports do, and
+    would take the main module away again while threads and exit functions may still look at it.
+    """
+    spec = importlib.util.find_spec(ENGINE)
+    assert spec is not None, "Prefect has an engine"
+    assert isinstance(spec.loader, importlib.abc.InspectLoader), "it is a file"
+    code = spec.loader.get_code(ENGINE)
+    assert code is not None, "it is written in Python"
+    main = types.ModuleType("__main__")
+    main.__dict__.update(
+        __builtins__=builtins,
+        __cached__=spec.cached,
+        __file__=spec.origin,
+        __loader__=spec.loader,
+        __package__=spec.parent,
+        __spec__=spec,
+    )
+    sys.modules["__main__"] = main
+    sys.argv[0] = str(spec.origin)
+    exec(code, main.__dict__)  # noqa: S102 Prefect's own

@@ -1,0 +1,392 @@
+"""Import once, then fork one child a run: `python -m prefect_fleet.warm.zygote OPTIONS`.
+
+Started by the parent, with the listening socket and a line to the parent as open files. On that
+line it says what it is about to import, that it accepts runs, and that it will take no more: then
+the parent starts another, and this one stays until its children have ended. It does the same when
+the parent has gone.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import random
+import selectors
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect_fleet.warm import agreement, child, client, imports, internals, request
+from prefect_fleet.warm.settings import Settings
+
+# A request is written in one go; who needs longer is no client of ours.
+SECONDS_TO_ASK = 2.0
+# Between two looks at whether the code has changed, when nothing happens.
+SECONDS_TO_LOOK = 5.0
+# Ways to end, for the parent.
+AGAIN = 75  # <sysexits.h> EX_TEMPFAIL: start another one
+
+
+@dataclass
+class Run:
+    """A child that runs."""
+
+    connection: socket.socket
+    flow_run: str
+    started: float = field(default_factory=time.monotonic)
+
+
+class Zygote:
+    """A process that is ready to fork.
+
+    Args:
+        settings: what to import, and where to note it.
+        listening: where clients come.
+        parent: line to the parent.
+        unfit: modules to leave out, and why.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        listening: socket.socket,
+        parent: socket.socket,
+        unfit: dict[str, str],
+    ) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._parent = parent
+        self._unfit = unfit
+        self._runs: dict[int, Run] = {}
+        self._asking: set[Any] = set()
+        self._selector = selectors.DefaultSelector()
+        self._draining: str | None = None
+        self._shelf = imports.Shelf()
+        self._reports, self._reporting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._learned: dict[str, None] = {}
+        self._watched: dict[str, tuple[int, ...] | None] = {}
+
+    def tell(self, **what: object) -> None:
+        """Tell the parent; it may have gone."""
+        with contextlib.suppress(OSError):
+            self._parent.send(json.dumps(what).encode())
+
+    def load(self) -> None:
+        """Import everything, and set aside what the engine does not import itself."""
+        gc.disable()
+        environment = dict(os.environb)
+        preloader = imports.Preloader()
+        self.tell(importing="")
+        preloader.core()
+        if reason := internals.unfit():
+            raise imports.Unfit(reason)
+        core = list(sys.modules)
+        learned = read_learned(self._settings.learned)
+        for name in dict.fromkeys([*imports.read_list(self._settings.list), *learned]):
+            if name in self._unfit:
+                continue
+            self.tell(importing=name)
+            try:
+                preloader.load(name)
+            except imports.Unfit as error:
+                # It can't be undone here.
+                self.tell(unfit=name, reason=str(error))
+                sys.exit(AGAIN)
+        self._asked = preloader.finish()
+        self._environment = environment
+        self._failed = preloader.failed
+        self._own_code = any(map(self._is_own, set(sys.modules) - set(core)))
+        self._watched = self._stamp()
+        self._known = set(sys.modules)
+        self._shelf.take(core)
+        self._seeded: list[random.Random] = child.generators()
+        self._facts = agreement.process_facts("self")
+        gc.collect()
+        gc.freeze()
+        self._write_state(preloader.loaded)
+
+    def _is_own(self, name: str) -> bool:
+        """Return whether a module is neither Python's nor an installed package's."""
+        file = imports.origin(sys.modules[name])
+        return file is not None and not file.startswith(imports.own_paths())
+
+    def _stamp(self) -> dict[str, tuple[int, ...] | None]:
+        """Return the state of all files that another release or an installation would change."""
+        paths = {*imports.own_paths(), str(self._settings.list), *self._settings.watch}
+        for name in list(sys.modules):
+            if self._is_own(name):
+                file = imports.origin(sys.modules[name])
+                assert file is not None
+                paths.add(file)
+        return {path: identity(path) for path in paths}
+
+    def _write_state(self, loaded: list[str]) -> None:
+        size = Path("/proc/self/statm").read_text().split()[1]
+        state = {
+            "pid": os.getpid(),
+            "loaded": loaded,
+            "left_out": {**self._unfit, **self._failed},
+            "resident_bytes": int(size) * os.sysconf("SC_PAGESIZE"),
+        }
+        write_json(self._settings.state, state)
+
+    def serve(self) -> None:
+        """Fork a child for each request, until another zygote has to take over."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._drain_on_signal)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        wakeup, waking = socket.socketpair()
+        for one in (wakeup, waking, self._listening):
+            one.setblocking(False)
+        signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+        for one in (wakeup, self._listening, self._parent, self._reports):
+            self._selector.register(one, selectors.EVENT_READ)
+        self.tell(ready=True)
+        while self._draining is None or self._runs or self._asking:
+            for key, _ in self._selector.select(SECONDS_TO_LOOK):
+                source = key.fileobj
+                if source is self._listening:
+                    self._accept()
+                elif source is wakeup:
+                    with contextlib.suppress(BlockingIOError):
+                        wakeup.recv(1 << 12)
+                elif source is self._parent:
+                    # It has gone, or has another one.
+                    self._selector.unregister(self._parent)
+                    self._drain("the parent wants no more of it")
+                elif source is self._reports:
+                    self._learn(self._reports.recv(1 << 20))
+                elif source in self._asking:
+                    self._serve(source)
+                elif isinstance(source, socket.socket):
+                    self._lose(source)
+            self._reap()
+            if self._draining is None and (reason := self._changed()):
+                self._drain(reason)
+            if self._draining is None and self._learned and not self._runs:
+                self._ask_for_successor()
+
+    def _drain_on_signal(self, number: int, _: object) -> None:
+        self._drain(f"it got {signal.Signals(number).name}")
+
+    def _drain(self, reason: str) -> None:
+        """Take no more runs; serve() returns when the last has ended."""
+        if self._draining is not None:
+            return
+        self._draining = reason
+        self._selector.unregister(self._listening)
+        self._listening.close()
+        self.tell(draining=reason)
+
+    def _ask_for_successor(self) -> None:
+        """Note what runs have imported; a zygote with all of that takes over when it is ready."""
+        noted = read_learned(self._settings.learned)
+        # In the order of their imports: one may need what another has set up.
+        write_json(self._settings.learned, list(dict.fromkeys([*noted, *self._learned])))
+        self._known.update(self._learned)
+        self.tell(more=len(self._learned))
+        self._learned.clear()
+
+    def _changed(self) -> str | None:
+        for path, before in self._watched.items():
+            if identity(path) != before:
+                return f"{path} has changed"
+        return None
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listening.accept()
+        except OSError:
+            return  # another zygote was quicker, or the client has gone
+        try:
+            connection.settimeout(SECONDS_TO_ASK)
+            connection.send(client.HELLO)
+        except OSError:
+            connection.close()
+            return
+        self._asking.add(connection)
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Read a request and do what it asks for."""
+        self._asking.remove(connection)
+        self._selector.unregister(connection)
+        try:
+            asked = request.receive(connection)
+        except (OSError, request.BadRequest) as error:
+            _refuse(connection, str(error))
+            return
+        try:
+            if reason := self._fork(connection, asked):
+                _refuse(connection, reason)
+        finally:
+            # After the refusal, for it would seem to be a child that has died.
+            asked.close()
+
+    def _fork(self, connection: socket.socket, asked: request.Request) -> str | None:
+        """Start a child; return why not."""
+        try:
+            there = agreement.process_facts(asked.pid)
+        except OSError:
+            return "the client has gone"
+        if reason := self._changed():
+            self._drain(reason)
+            return reason
+        reason = (
+            agreement.peer_difference(asked, there, self._facts)
+            or agreement.command_difference(asked.arguments)
+            or agreement.environment_difference(
+                asked.environment,
+                self._environment,
+                self._asked,
+                tuple(map(os.fsencode, internals.PREFIXES.values())),
+            )
+        )
+        if reason is not None:
+            return reason
+        if imports.threads() != 1:
+            self._drain("a thread runs in it")
+            return "a thread runs in the zygote"
+        pid = os.fork()
+        if pid == 0:
+            # A copy of the zygote's stack must never return into its loop.
+            try:
+                child.become(
+                    asked,
+                    there,
+                    self._seeded,
+                    self._reporting.fileno(),
+                    lambda: internals.renew(self._own_code),
+                    self._report,
+                )
+            finally:
+                os._exit(1)
+        flow_run = asked.environment.get(b"PREFECT__FLOW_RUN_ID", b"?").decode(errors="replace")
+        self._runs[pid] = Run(connection, flow_run)
+        self._selector.register(connection, selectors.EVENT_READ, pid)
+        return None
+
+    def _report(self) -> None:
+        """Tell the zygote, from a child, what was imported there."""
+        new = [name for name in sys.modules if name not in self._known and _can_learn(name)]
+        if new:
+            with contextlib.suppress(OSError):
+                self._reporting.setblocking(False)
+                self._reporting.send(json.dumps(new).encode())
+
+    def _learn(self, message: bytes) -> None:
+        with contextlib.suppress(ValueError):
+            for name in json.loads(message):
+                if name not in self._known and name not in {**self._unfit, **self._failed}:
+                    self._learned[name] = None
+
+    def _lose(self, connection: socket.socket) -> None:
+        """End the run of a client that has ended: for the worker, they are one process."""
+        self._selector.unregister(connection)
+        for pid, run in self._runs.items():
+            if run.connection is connection:
+                os.kill(pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while self._runs:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            run = self._runs.pop(pid)
+            with contextlib.suppress(OSError):
+                run.connection.send(client.ENDED + status.to_bytes(4, "big"))
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(run.connection)
+            run.connection.close()
+            say(
+                f"flow run {run.flow_run}: {ending(status)}, "
+                f"{time.monotonic() - run.started:.2f} s, "
+                f"{usage.ru_utime + usage.ru_stime:.2f} s of processor time, "
+                f"{usage.ru_maxrss >> 10} MiB at most"
+            )
+
+
+def _refuse(connection: socket.socket, reason: str) -> None:
+    with contextlib.suppress(OSError):
+        connection.send(client.REFUSED + reason.encode(errors="replace"))
+    connection.close()
+    say(f"refused a run: {reason}")
+
+
+def _can_learn(name: str) -> bool:
+    """Return whether a module is Python's or of an installed package, and a file."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    if spec is None or spec.name != name or name in ("__main__", internals.ENGINE):
+        return False
+    return spec.origin is not None and spec.origin.startswith(imports.own_paths())
+
+
+def ending(status: int) -> str:
+    """Return how a process ended."""
+    if os.WIFSIGNALED(status):
+        return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"ended with status {os.WEXITSTATUS(status)}"
+
+
+def identity(path: str) -> tuple[int, ...] | None:
+    """Return what changes when another file takes a path, or None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def read_learned(path: Path) -> list[str]:
+    """Return the modules that runs imported, as noted."""
+    try:
+        noted = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [name for name in noted if isinstance(name, str)] if isinstance(noted, list) else []
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file whole or not at all; a note that can't be written is no reason to stop."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(content, indent=1))
+        draft.replace(path)
+    except OSError as error:
+        say(f"can't write {path}: {error.strerror}")
+
+
+def say(text: str) -> None:
+    """Write a line for the journal."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="replace"))
+
+
+def main(arguments: list[str]) -> None:
+    """Run the program; see the module's text."""
+    # What Python puts first for -m: the working directory of this process is nobody's.
+    del sys.path[0]
+    settings = Settings.from_json(arguments[0])
+    listening, parent = (socket.socket(fileno=int(number)) for number in arguments[1:3])
+    for one in (listening, parent):
+        one.set_inheritable(False)
+    zygote = Zygote(settings, listening, parent, json.loads(arguments[3]))
+    try:
+        zygote.load()
+    except imports.Unfit as error:
+        zygote.tell(failed=str(error))
+        sys.exit(1)
+    except Exception as error:
+        zygote.tell(failed=f"{type(error).__name__}: {error}")
+        raise
+    zygote.serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
