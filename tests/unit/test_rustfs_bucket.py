@@ -299,6 +299,20 @@ def run(rustfs: Rustfs, monkeypatch, capsys) -> Callable[..., dict[str, Any]]:
     return run
 
 
+def test_check_mode_passes_on_a_host_without_rustfs(run, monkeypatch):
+    unreachable = EndpointConnectionError(endpoint_url="http://192.0.2.1:9000")
+
+    def ensure(*_arguments: Any) -> list[str]:
+        raise unreachable
+
+    monkeypatch.setattr(rustfs_bucket, "ensure", ensure)
+    assert run(check=True)["changed"] is True
+    assert "failed" in run()
+    monkeypatch.setattr(rustfs_bucket, "boto3", None)
+    assert run(check=True)["changed"] is True
+    assert "python3-boto3" in run()["msg"]
+
+
 def test_the_module_says_what_it_did(rustfs: Rustfs, run):
     assert run(check=True)["changed"] is True
     assert rustfs.changed == []

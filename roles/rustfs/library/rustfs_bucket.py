@@ -19,7 +19,7 @@ try:
     from botocore.awsrequest import AWSRequest
     from botocore.config import Config
     from botocore.credentials import Credentials
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
     from botocore.httpsession import URLLib3Session
 except ImportError:
     boto3 = None
@@ -220,7 +220,11 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    # A dry run on a new host, where RustFS was not started and its packages are missing.
+    not_yet = {"changed": True, "changes": ["RustFS would be there first, then all of this"]}
     if boto3 is None:
+        if module.check_mode:
+            module.exit_json(**not_yet)
         module.fail_json(msg="This host lacks boto3: install Debian's package python3-boto3.")
     params = module.params
     endpoint, region = params["endpoint_url"], params["region"]
@@ -230,6 +234,8 @@ def main() -> None:
         user = s3_client(endpoint, region, params["access_key"], params["secret_key"])
         changes = ensure(admin, root, user, params, module.check_mode)
     except (RuntimeError, BotoCoreError, ClientError) as error:
+        if module.check_mode and isinstance(error, EndpointConnectionError):
+            module.exit_json(**not_yet)
         module.fail_json(msg=f"RustFS at {endpoint}: {error}")
     module.exit_json(changed=bool(changes), changes=changes)
 
