@@ -101,10 +101,10 @@ def site() -> Site:
     secrets = yaml.safe_load((FLEET.inventory / "group_vars/all/secrets.yml").read_text())
     site = Site(secrets)
     deadline = time.monotonic() + _READY_SECONDS
-    ready = ""
+    ready, asking = "", "prefect_worker" if members("prefect_worker") else "prefect_server"
     while ready != "200" and time.monotonic() < deadline:
         site.addresses = {host.name: FLEET.tailnet_address(host.name) for host in FLEET.hosts}
-        ready = site.first("prefect_worker").check_output(
+        ready = site.first(asking).check_output(
             "curl --silent --max-time 5 --output /dev/null --write-out '%%{http_code}' %s || true",
             f"{site.api}/ready",
         )

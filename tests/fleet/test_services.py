@@ -11,7 +11,7 @@ from tests.fleet.conftest import FLEET, Site, connect, members
 UNITS = {
     "headscale": ["headscale.service"],
     "postgres": ["postgresql@17-main.service"],
-    "prefect_server": ["prefect-server.service"],
+    "prefect_server": ["prefect-server.service", "haproxy.service"],
     "prefect_worker": [
         "prefect-worker@default.service",
         "prefect-worker@projections-local.service",
