@@ -1,5 +1,6 @@
 """What each role says about inputs that cannot work: all of them together, each with its fix."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -250,12 +251,16 @@ def _plugins() -> None:
     init_plugin_loader()
 
 
+@cache
+def private_variables(role: str) -> dict[str, Any]:
+    path = REPOSITORY / "roles" / role / "vars/main.yml"
+    return DataLoader().load_from_file(str(path), trusted_as_template=True)
+
+
 def look(role: str, changes: dict[str, Any]) -> list[str]:
     """The mistakes that a role's first task tells of, with good inputs but for the changes."""
-    loader = DataLoader()
-    path = REPOSITORY / "roles" / role / "vars/main.yml"
-    private = loader.load_from_file(str(path), trusted_as_template=True)
-    templar = Templar(loader, variables={**GOOD[role], **private, **changes})
+    private = private_variables(role)
+    templar = Templar(DataLoader(), variables={**GOOD[role], **private, **changes})
     return list(templar.template(private[f"__{role}_mistakes"]))
 
 
@@ -283,9 +288,7 @@ def test_mistakes_are_told_together():
 
 @pytest.mark.parametrize("role", GOOD)
 def test_every_check_is_seen_to_find_something(role: str):
-    loader = DataLoader()
-    path = REPOSITORY / "roles" / role / "vars/main.yml"
-    checks = loader.load_from_file(str(path))[f"__{role}_checks"]
+    checks = private_variables(role)[f"__{role}_checks"]
     found = {look(role, changes)[0] for name, changes, _ in WRONG if name == role}
     starts = {mistake.split(" ")[0] for mistake in found}
     assert len(found) >= len(checks)
