@@ -82,7 +82,7 @@ def test_each_component_has_a_user_of_its_own(site: Site) -> None:
     users: dict[str, set[str]] = {}
     for host in FLEET.hosts:
         for unit in units(host.name):
-            user = show(host.name, unit, "User")["User"]
+            user = show(host.name, unit, "User")["User"] or "root"
             users.setdefault(user, set()).add(unit.split("@")[0].removesuffix(".service"))
     # Manifests are written by flow runs and completed by their service.
     assert users.pop("prefect", set()) <= {"prefect-worker", "prefect-manifests"}
