@@ -68,6 +68,17 @@ GOOD: dict[str, dict[str, Any]] = {
         "prefect_server_vacuum": "events, flow_runs",
         "prefect_server_settings": {"PREFECT_SERVER_API_DEFAULT_LIMIT": 200},
     },
+    "prefect_gateway": {
+        "prefect_gateway_address": "10.0.0.12",
+        "prefect_gateway_port": 4200,
+        "prefect_gateway_server": "127.0.0.1:4200",
+        "prefect_gateway_guesses": 20,
+        "prefect_gateway_guesses_seconds": 60,
+        "prefect_gateway_websockets": 1200,
+        "prefect_gateway_hold_seconds": 30,
+        "prefect_gateway_connections": 4000,
+        "prefect_gateway_stranger_connections": 200,
+    },
     "prefect_worker": {
         "prefect_worker_pools": [
             POOL,
@@ -197,6 +208,27 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "prefect_server",
         {"prefect_server_settings": {"A": "a\nB='1'"}},
         "prefect_server_settings has A",
+    ),
+    ("prefect_gateway", {"prefect_gateway_port": 0}, "prefect_gateway_port is 0: write a port"),
+    (
+        "prefect_gateway",
+        {"prefect_gateway_server": "api1"},
+        "prefect_gateway_server is api1: write",
+    ),
+    (
+        "prefect_gateway",
+        {"prefect_gateway_server": "10.0.0.12:4200"},
+        "than the gateway's 10.0.0.12",
+    ),
+    (
+        "prefect_gateway",
+        {"prefect_gateway_guesses": 0, "prefect_gateway_hold_seconds": -1},
+        "prefect_gateway_guesses, prefect_gateway_hold_seconds is less than 1: write 1 or more",
+    ),
+    (
+        "prefect_gateway",
+        {"prefect_gateway_stranger_connections": 5000},
+        "is 5000, more than prefect_gateway_connections: write fewer than 4000",
     ),
     ("prefect_worker", {"prefect_worker_pools": []}, "prefect_worker_pools is empty: write"),
     (
