@@ -21,6 +21,23 @@ MIB = 1 << 20
 # No limit stops them later than this.
 MOST_PROCESSES = 1000
 MOST_MIB = 2048
+NOT_WRITABLE = [
+    "/",
+    "/dev",
+    "/etc",
+    "/etc/prefect",
+    "/home",
+    "/opt/prefect",
+    "/proc/sys/kernel",
+    "/root",
+    "/run",
+    "/run/lock",
+    "/sys",
+    "/usr",
+    "/var",
+    "/var/lib",
+    "/var/log",
+]
 
 
 def tell(said: Any) -> None:
@@ -164,8 +181,7 @@ def look_around() -> None:
             return os.strerror(error.errno) if error.errno else str(error)
 
     writable = []
-    for folder in ("/", "/etc", "/etc/prefect", "/home", "/opt/prefect", "/root", "/run", "/run/lock",
-                   "/usr", "/var", "/var/lib", "/var/log", "/sys", "/proc/sys/kernel", "/dev"):  # fmt: skip
+    for folder in NOT_WRITABLE:
         with contextlib.suppress(OSError):
             (Path(folder) / "by-a-flow").touch()
             writable.append(folder)
