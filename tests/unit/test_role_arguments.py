@@ -29,6 +29,8 @@ ELSEWHERE = ("fleet_artifacts", "fleet_sandbox")
 SECRET = re.compile(r"_(password|secret|key|token)$|_(auth_string|database_url|dhis2_servers)$")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
 _EXPRESSIONS = {"when", "until", "that", "changed_when", "failed_when", "var"}
+# What playbooks set for role `fleet` with set_fact.
+PUBLISHED = {"fleet_found_artifacts", "fleet_packed_release"}
 _TEMPLATES = jinja2.Environment()
 
 
@@ -334,5 +336,6 @@ def test_a_role_without_a_readme_gets_one_and_marks_are_insisted_on(
     assert (role / "README.md").read_text() == "# By hand\n"
 
 
-# What playbooks set for role `fleet` with set_fact.
-PUBLISHED = {"fleet_found_artifacts", "fleet_packed_release"}
+def test_each_role_is_linked_from_the_page_of_the_inventory():
+    page = (REPOSITORY / "docs/inventory.md").read_text()
+    assert [role for role in ROLES if f"(../roles/{role}/README.md)" not in page] == []
