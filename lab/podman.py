@@ -7,11 +7,13 @@ in which /sys/fs/cgroup is cgroup v2. Machines with cgroup v2 need none of it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 LABEL = "prefect-fleet"
@@ -19,6 +21,10 @@ LABEL = "prefect-fleet"
 
 _NAMESPACE_DIR = Path("/run/prefect-fleet-lab")
 _NAMESPACE = _NAMESPACE_DIR / "mnt"
+# Fleets come and go side by side: whoever calls podman shares the first lock, whoever takes the
+# namespace away has it alone; the second is for making it.
+_IN_USE = Path(f"/run/lock/prefect-fleet-lab-{os.geteuid()}")
+_MAKING = Path(f"/run/lock/prefect-fleet-lab-making-{os.geteuid()}")
 
 # What the lab calls, and the Debian and Ubuntu package that brings it.
 _TOOLS = {
@@ -95,9 +101,24 @@ def _is_mounted(path: Path) -> bool:
     return any(line.split()[4] == str(path) for line in mounts)
 
 
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Hold a lock (flock(2)); BlockingIOError where `how` says not to wait and another has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, how)
+        yield
+
+
 def _ensure_namespace() -> None:
     if _is_mounted(_NAMESPACE):
         return
+    with _locked(_MAKING, fcntl.LOCK_EX):
+        if not _is_mounted(_NAMESPACE):
+            _make_namespace()
+
+
+def _make_namespace() -> None:
     script = f"""
         set -e
         mkdir -p {_NAMESPACE_DIR}
@@ -129,7 +150,8 @@ def podman(
     Raises:
         LabError: podman failed and `check` is set; the text holds what it said.
     """
-    done = subprocess.run(podman_command(*args), capture_output=capture, text=True, input=input)
+    with _locked(_IN_USE, fcntl.LOCK_SH):
+        done = subprocess.run(podman_command(*args), capture_output=capture, text=True, input=input)
     if check and done.returncode != 0:
         said = (done.stderr or "").strip()
         raise LabError(f"podman {' '.join(args[:2])} failed ({done.returncode}): {said}")
@@ -153,11 +175,18 @@ def run_arguments() -> list[str]:
 
 
 def remove_namespace() -> None:
-    """Take the mount namespace away once no container of ours needs it any more."""
+    """Take the mount namespace away once no container of ours needs it any more.
+
+    Where podman is being called at that moment, as for another fleet that is coming up, it stays.
+    """
     if not _is_mounted(_NAMESPACE):
         return
-    if podman("ps", "--all", "--quiet", "--filter", f"label={LABEL}").stdout.strip():
-        return
+    containers = podman_command("ps", "--all", "--quiet", "--filter", f"label={LABEL}")
     script = f"umount {_NAMESPACE}; umount {_NAMESPACE_DIR}; rm -r {_NAMESPACE_DIR}"
-    # Not checked: another fleet's `down` may be doing the same at this moment.
-    subprocess.run(as_root(["sh", "-c", script]), check=False, stderr=subprocess.DEVNULL)
+    try:
+        with _locked(_IN_USE, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            # Not checked: an earlier version of this program knows nothing of the lock.
+            if not subprocess.run(containers, capture_output=True, check=True).stdout.strip():
+                subprocess.run(as_root(["sh", "-c", script]), check=True)
+    except BlockingIOError:
+        return

@@ -251,7 +251,11 @@ def _message(result: dict[str, Any]) -> str:
     """Why a task failed; of a loop, why its items did."""
     items: Iterable[dict[str, Any]] = result.get("results", ())
     parts = [str(item["msg"]) for item in items if item.get("failed") and "msg" in item]
-    parts += [str(result[key]) for key in ("msg", "argument_errors", "stderr") if result.get(key)]
+    parts += [
+        str(result[key])
+        for key in ("msg", "argument_errors", "stderr", "censored")
+        if result.get(key)
+    ]
     return "\n".join(parts)
 
 

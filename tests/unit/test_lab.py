@@ -1,7 +1,9 @@
 """The local hosts, as far as they can be looked at without a container."""
 
+import fcntl
 import os
 import tomllib
+from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +202,31 @@ def test_podman_gets_its_namespace_only_where_it_needs_one(monkeypatch, user: in
     assert command[: len(sudo) + 1] == [*sudo, "nsenter"]
     assert command[-4:] == ["--", "podman", "ps", "--all"]
     assert made == [True]
+
+
+@pytest.mark.parametrize(
+    ("busy", "containers", "removed"),
+    [(False, "", True), (True, "", False), (False, "3f2a\n", False)],
+    ids=["free", "another fleet comes up", "another fleet is up"],
+)
+def test_the_namespace_goes_when_nobody_uses_it(
+    monkeypatch, tmp_path: Path, busy: bool, containers: str, removed: bool
+):
+    ran: list[list[str]] = []
+
+    def run(argv: list[str], **_options: object) -> SimpleNamespace:
+        ran.append(argv)
+        return SimpleNamespace(stdout=containers)
+
+    monkeypatch.setattr(podman, "_IN_USE", tmp_path / "in-use")
+    monkeypatch.setattr(podman, "_is_mounted", lambda _path: True)
+    monkeypatch.setattr(podman, "podman_command", lambda *words: ["podman", *words])
+    monkeypatch.setattr(podman.subprocess, "run", run)
+    with ExitStack() as others:
+        if busy:
+            others.enter_context(podman._locked(podman._IN_USE, fcntl.LOCK_SH))
+        podman.remove_namespace()
+    assert any("umount" in argv[-1] for argv in ran) is removed
 
 
 @pytest.fixture
