@@ -266,6 +266,9 @@ class Fleet:
         else:
             self._create_host(host, image)
         self._wait_for_boot(host)
+        if self.prepared and "postgres" in host.groups:
+            # As its package leaves it: to be started at the next boot.
+            self.run(host.name, "systemctl --quiet enable postgresql.service", check=True)
 
     def _create_host(self, host: Host, image: str) -> None:
         uv_cache = cache_directory() / "uv"
@@ -282,9 +285,6 @@ class Fleet:
         )  # fmt: skip
         public_key = (self.state / "id_ed25519.pub").read_text()
         self.run(host.name, self._first_boot(public_key), check=True)
-        if self.prepared and "postgres" in host.groups:
-            # As its package leaves it: to be started at the next boot.
-            self.run(host.name, "systemctl --quiet enable postgresql.service", check=True)
 
     def _first_boot(self, public_key: str) -> str:
         """The shell script that a new host runs once: the key, the caches, the proxy."""
