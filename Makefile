@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: help start restart stop status lab ui secrets converge verify plan deploy register-blocks \
-        create-blocks run env server venv test lint unit molecule e2e docs lock
+        create-blocks run certificates env server venv test lint unit molecule e2e docs lock
 
 # Which fleet of lab/fleets.toml `make start` and its like are about, and which inventory Ansible is
 # given: your own by  make converge INVENTORY=inventory/mine
@@ -72,6 +72,9 @@ create-blocks: venv ## Store the DHIS2 servers of INVENTORY (a part of deploy); 
 
 run: venv ## Run each deployment once and watch it, then print where the UI is
 	@$(PLAYBOOK) playbooks/run.yml
+
+certificates: venv ## Issue the certificates that are missing or end soon; RENEW=1 all of them now
+	@$(PLAYBOOK) playbooks/certificates.yml $(if $(RENEW),-e certificates_renew_now=true)
 
 env: venv ## Write .env, with which prefect and flows on this machine talk to the fleet
 	@$(PLAYBOOK) playbooks/env.yml

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Generate the secrets that an inventory lacks: `make_secrets.py INVENTORY`.
 
-They go to group_vars/all/secrets.yml beside the inventory, readable by its owner alone, and
-encrypted where ansible.cfg or ANSIBLE_VAULT_PASSWORD_FILE names a vault password file. Secrets that
-are there already stay as they are. Exit status: 0 done, 1 the file cannot be read or written.
+Among them is the fleet's own authority, a key and a certificate for 10 years, which signs the
+certificates of the fleet's services. They go to group_vars/all/secrets.yml beside the inventory,
+readable by its owner alone, and encrypted where ansible.cfg or ANSIBLE_VAULT_PASSWORD_FILE names a
+vault password file. Secrets that are there already stay as they are. Exit status: 0 done, 1 the
+file cannot be read or written.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import secrets
 import string
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -21,15 +24,61 @@ from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.vault import VaultLib
 from ansible.parsing.yaml.dumper import AnsibleDumper
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 _LENGTH = 40  # characters of 62 kinds each: 238 bits
 _ALPHABET = string.ascii_letters + string.digits
+AUTHORITY = ("fleet_ca_key", "fleet_ca_certificate")
+_AUTHORITY_DAYS = 3653
 _DEFAULTS = Path(__file__).resolve().parent.parent / "roles/fleet/defaults/main/main.yml"
 
 
 def secret_names() -> list[str]:
     """The names of the secrets that the fleet needs, from its role's defaults."""
     return yaml.safe_load(_DEFAULTS.read_text())["fleet_secrets"]
+
+
+def make_authority() -> dict[str, str]:
+    """A new authority: the PEM texts of its key and of its certificate by their names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    # The number tells authorities of several fleets, or of one over the years, from one another.
+    title = f"prefect-fleet authority {secrets.token_hex(4)}"
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
+    # Hosts whose clocks are behind have to take it as well.
+    begin = datetime.now(UTC) - timedelta(days=1)
+    usage = dict.fromkeys(
+        (
+            "digital_signature",
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=_AUTHORITY_DAYS))
+        # It may sign certificates of services, but no further authorities.
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    texts = (pem.decode(), certificate.public_bytes(Encoding.PEM).decode())
+    return dict(zip(AUTHORITY, texts, strict=True))
 
 
 def secrets_file(inventory: Path) -> Path:
@@ -43,7 +92,7 @@ def complete(path: Path, names: list[str]) -> list[str]:
 
     Raises:
         AnsibleError: the file is no mapping, or it is encrypted and no password, or a wrong one,
-            is configured.
+            is configured; or it has one half of an authority.
         OSError: the file cannot be written.
     """
     loader = DataLoader()
@@ -52,11 +101,22 @@ def complete(path: Path, names: list[str]) -> list[str]:
     present = (loader.load_from_file(str(path)) or {}) if path.exists() else {}
     if not isinstance(present, dict):
         raise AnsibleError("is no mapping of names to secrets; write them as `name: value`")
-    missing = [name for name in names if not present.get(name)]
-    if not missing:
+    made = {
+        name: "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+        for name in names
+        if not present.get(name)
+    }
+    halves = [name for name in AUTHORITY if present.get(name)]
+    if not halves:
+        made |= make_authority()
+    elif len(halves) < len(AUTHORITY):
+        raise AnsibleError(
+            f"has {halves[0]} without the other one of {' and '.join(AUTHORITY)}; add that, or "
+            "remove both for a new authority"
+        )
+    if not made:
         return []
-    for name in missing:
-        present[name] = "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+    present |= made
     # Ansible's own dumper keeps what else stands there: lists, numbers, values with !vault.
     data = yaml.dump(present, Dumper=AnsibleDumper, sort_keys=False, allow_unicode=True).encode()
     if keys:
@@ -67,7 +127,7 @@ def complete(path: Path, names: list[str]) -> list[str]:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     partial.rename(path)
-    return missing
+    return list(made)
 
 
 def main(argv: list[str]) -> int:

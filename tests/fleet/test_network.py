@@ -10,7 +10,9 @@ import pytest
 from tests.fleet.conftest import FLEET, Laptop, Site, connect, members
 
 CONNECT = """
-import asyncio, asyncpg
+import asyncio, asyncpg, ssl
+authority = V.pop("authority", "/etc/prefect/ca.pem")
+V["ssl"] = ssl.create_default_context(cafile=authority) if authority else False
 async def main():
     try:
         connection = await asyncpg.connect(timeout=10, **V, port=5432, database="prefect")
@@ -25,7 +27,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 client = boto3.client("s3", endpoint_url=V["url"], region_name="us-east-1",
-    aws_access_key_id=V["access"], aws_secret_access_key=V["secret"],
+    aws_access_key_id=V["access"], aws_secret_access_key=V["secret"], verify="/etc/prefect/ca.pem",
     config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}))
 def attempt(call, **arguments):
     try:
@@ -94,7 +96,7 @@ def test_database_lets_in_the_server_and_nobody_else(site: Site) -> None:
 def test_storage_user_reaches_its_bucket_only(site: Site) -> None:
     worker = site.first("prefect_worker")
     access = {
-        "url": f"http://{site.address('rustfs')}:9000",
+        "url": site.storage,
         "access": site.secrets["fleet_rustfs_results_access_key"],
         "secret": site.secrets["fleet_rustfs_results_secret_key"],
     }

@@ -41,7 +41,7 @@ def test_run_from_a_laptop_completes(site: Site, laptop: Laptop, deployment: str
     size = site.python(
         site.first("prefect_worker"),
         script,
-        url=f"http://{site.address('rustfs')}:9000",
+        url=site.storage,
         access=site.secrets["fleet_rustfs_results_access_key"],
         secret=site.secrets["fleet_rustfs_results_secret_key"],
         key=key,

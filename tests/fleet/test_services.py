@@ -78,7 +78,7 @@ def test_versions_on_the_worker_hosts(site: Site) -> None:
 
 
 def test_secrets_are_not_readable_by_other_users(site: Site) -> None:
-    patterns = "\n".join(site.secrets.values())
+    patterns = "\n".join(site.secret_texts)
     for host in FLEET.hosts:
         # As nobody, who is in no group: configuration, units, processes' command lines.
         found = connect(host.name).run(
@@ -89,7 +89,7 @@ def test_secrets_are_not_readable_by_other_users(site: Site) -> None:
         )
         assert found.stdout == ""
         processes = connect(host.name).check_output("ps -eo args")
-        assert not any(value in processes for value in site.secrets.values())
+        assert not any(value in processes for value in site.secret_texts)
 
 
 def test_prefect_cli_works_for_root_and_explains_itself_to_others(site: Site) -> None:

@@ -119,7 +119,7 @@ print(len(body), hashlib.sha256(body).hexdigest())
     found = site.python(
         site.first("prefect_worker"),
         script,
-        url=f"http://{site.address('rustfs')}:9000",
+        url=site.storage,
         access=site.secrets["fleet_rustfs_results_access_key"],
         secret=site.secrets["fleet_rustfs_results_secret_key"],
         key=manifest["result"]["storage_key"],
@@ -152,7 +152,7 @@ print(len(served))
     found = site.python(
         site.first("prefect_worker"),
         script,
-        url=f"http://{site.address('rustfs')}:9000",
+        url=site.storage,
         access=site.secrets["fleet_rustfs_results_access_key"],
         secret=site.secrets["fleet_rustfs_results_secret_key"],
         dhis2=server["base_url"],

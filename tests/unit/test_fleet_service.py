@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from tests.unit.certificates import Authority, serving
 from tests.unit.shared import load_by_path
 
 fleet_service = load_by_path("roles/fleet/library/fleet_service.py")
@@ -340,6 +341,33 @@ def test_a_service_that_keeps_ending_is_not_waited_for(machine: Machine, run, no
     assert result["failed"] is True
     assert f"{UNIT} ended 6 times" in result["msg"]
     assert "the end of the journal" in result["msg"]
+
+
+def test_health_is_believed_of_a_certificate_of_the_given_authority(run, tmp_path: Path):
+    authority = Authority(tmp_path)
+    with serving(authority.issue()) as url:
+        assert "failed" not in run(health_url=url, health_ca=authority.file, health_seconds=0)
+
+
+@pytest.mark.parametrize("fault", ["other authority", "no authority", "no file", "name", "ended"])
+def test_health_of_a_certificate_that_is_not_right_is_none(
+    run, no_waiting, tmp_path: Path, fault: str
+):
+    authority = Authority(tmp_path)
+    certificate = authority.issue(
+        address="127.0.0.2" if fault == "name" else "127.0.0.1", days=-1 if fault == "ended" else 1
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    given = {
+        "other authority": Authority(other).file,
+        "no authority": "",
+        "no file": str(tmp_path / "missing.pem"),
+    }.get(fault, authority.file)
+    with serving(certificate) as url:
+        result = run(health_url=url, health_ca=given, health_seconds=0)
+    assert result["failed"] is True
+    assert "did not answer" in result["msg"]
 
 
 def test_an_answer_that_is_no_http_is_no_health():

@@ -76,15 +76,18 @@ def write(inventory: Path, text: str) -> Path:
 def test_all_that_are_missing_are_generated_and_no_more_the_second_time(
     run: Run, inventory: Path, capsys
 ):
-    names = make_secrets.secret_names()
-    assert len(names) > 5
+    random = make_secrets.secret_names()
+    assert len(random) > 5
+    names = [*random, *make_secrets.AUTHORITY]
     assert run(inventory) == 0
     path = secrets_of(inventory)
     content = path.read_bytes()
     values = yaml.safe_load(content)
     assert list(values) == names
     assert len(set(values.values())) == len(names)
-    assert mistakes.secret_mistakes(values) == []
+    assert mistakes.secret_mistakes({name: values[name] for name in random}) == []
+    authority = [values[name] for name in mistakes.AUTHORITY]
+    assert mistakes.authority_mistakes(*authority) == []
     assert path.stat().st_mode & 0o777 == 0o600
     assert [path] == list(path.parent.iterdir()), "or something half done is left behind"
     content += b"# a comment, which writing would lose\n"
@@ -118,7 +121,7 @@ def test_what_is_there_stays(run: Run, inventory: Path):
     assert len(after.pop("fleet_database_password")) >= 16
     del before["fleet_database_password"]
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == set(make_secrets.secret_names()) - {
+    assert set(after) - set(before) == {*make_secrets.secret_names(), *make_secrets.AUTHORITY} - {
         "fleet_auth_password",
         "fleet_database_password",
     }
@@ -135,7 +138,7 @@ def test_with_a_vault_password_the_file_is_encrypted(
     assert content.startswith(b"$ANSIBLE_VAULT;")
     assert path.stat().st_mode & 0o777 == 0o600
     values = yaml.safe_load(vault.decrypt(content))
-    assert list(values) == make_secrets.secret_names()
+    assert list(values) == [*make_secrets.secret_names(), *make_secrets.AUTHORITY]
     # What is missing from an encrypted file is added to it.
     del values["fleet_auth_password"]
     path.write_bytes(vault.encrypt(yaml.safe_dump(values)))
@@ -145,6 +148,25 @@ def test_with_a_vault_password_the_file_is_encrypted(
     after = yaml.safe_load(vault.decrypt(path.read_bytes()))
     assert len(after.pop("fleet_auth_password")) >= 16
     assert after == values
+
+
+def test_an_inventory_of_earlier_days_gets_an_authority(run: Run, inventory: Path):
+    before = dict.fromkeys(make_secrets.secret_names(), "x" * 40)
+    path = write(inventory, yaml.safe_dump(before))
+    assert run(inventory) == 0
+    after = yaml.safe_load(path.read_text())
+    assert mistakes.authority_mistakes(*(after.pop(name) for name in mistakes.AUTHORITY)) == []
+    assert after == before
+
+
+@pytest.mark.parametrize("half", mistakes.AUTHORITY)
+def test_half_an_authority_is_not_replaced(run: Run, inventory: Path, capsys, half: str):
+    path = write(inventory, f"{half}: mine\n")
+    assert run(inventory) == 1
+    assert path.read_text() == f"{half}: mine\n"
+    said = capsys.readouterr().err
+    assert f"{path}: has {half} without the other one of" in said
+    assert "add that, or remove both" in said
 
 
 def test_a_value_that_is_encrypted_by_itself_stays_so(

@@ -3,15 +3,25 @@
 import secrets
 import string
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
 
+from tests.unit.certificates import Authority, make_secrets
 from tests.unit.shared import load_by_path
 
 mistakes = load_by_path("roles/fleet/filter_plugins/mistakes.py")
 
 GOOD_SECRET = "kW8vB2nQ7xT4mZ1pR9cL"
+AUTHORITY = make_secrets.make_authority()
 SETTINGS = {
     "uses_tailscale": True,
     "interface": "tailscale0",
@@ -37,6 +47,7 @@ def host(**changes: Any) -> dict[str, Any]:
         "ansible_facts": facts,
         "fleet_auth_password": GOOD_SECRET,
         "fleet_database_password": GOOD_SECRET[::-1],
+        **AUTHORITY,
         **changes,
     }
 
@@ -267,6 +278,60 @@ def test_random_secrets_are_taken():
     assert mistakes.secret_mistakes(values) == []
 
 
+def told_of_authority(**changes: str | None) -> str:
+    """The one mistake that is told where the authority has these changes."""
+    (mistake,) = look({name: host(**changes) for name in HOSTS})
+    assert "run: python scripts/make_secrets.py <your inventory>" in mistake
+    assert not any(line in mistake for line in AUTHORITY["fleet_ca_key"].splitlines()[1:-1])
+    return mistake
+
+
+@pytest.mark.parametrize("name", ["fleet_ca_key", "fleet_ca_certificate"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_half_of_the_authority_is_told(name: str, value: str | None):
+    assert told_of_authority(**{name: value}).startswith(f"The secret {name} is missing: run")
+
+
+def test_a_key_that_is_no_key_is_told():
+    no_key = "The secret fleet_ca_key is no private key in PEM without a password: restore it, or"
+    for text in ("a key", AUTHORITY["fleet_ca_certificate"]):
+        assert told_of_authority(fleet_ca_key=text).startswith(no_key)
+    locked = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")
+    )
+    assert told_of_authority(fleet_ca_key=locked.decode()).startswith(no_key)
+
+
+def test_a_certificate_that_is_no_authoritys_is_told(tmp_path: Path):
+    said = "The secret fleet_ca_certificate is no certificate of an authority: restore it, or"
+    of_a_service = Authority(tmp_path, AUTHORITY).issue().read_text()
+    for text in ("a certificate", AUTHORITY["fleet_ca_key"], of_a_service):
+        assert told_of_authority(fleet_ca_certificate=text).startswith(said)
+
+
+def test_another_authoritys_key_is_told():
+    other = make_secrets.make_authority()["fleet_ca_key"]
+    said = "The secret fleet_ca_key does not belong to fleet_ca_certificate: restore it, or remove"
+    assert told_of_authority(fleet_ca_key=other).startswith(said)
+
+
+@pytest.mark.parametrize(("days", "said"), [(-1, "has ended"), (29.5, "ends in 29 days")])
+def test_an_authority_at_its_end_is_told(monkeypatch: pytest.MonkeyPatch, days: float, said: str):
+    monkeypatch.setattr(make_secrets, "_AUTHORITY_DAYS", days + 1)  # it began a day ago
+    authority = make_secrets.make_authority()
+    told = told_of_authority(**authority)
+    assert told.startswith(f"The authority in fleet_ca_certificate {said}: remove fleet_ca_key and")
+
+
+def test_the_authority_signs_services_and_no_further_authorities():
+    certificate = x509.load_pem_x509_certificate(AUTHORITY["fleet_ca_certificate"].encode())
+    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert constraints.critical
+    assert constraints.value == x509.BasicConstraints(ca=True, path_length=0)
+    usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert (usage.key_cert_sign, usage.digital_signature) == (True, False)
+
+
 def test_tailscale_needs_a_way_in():
     (mistake,) = look(groups={"headscale": []})
     assert "neither an auth key nor a headscale host" in mistake
@@ -307,7 +372,7 @@ def test_a_work_pool_of_no_use_is_named(pools: object, said: str):
 def test_all_mistakes_are_told_at_once_in_the_order_of_mending():
     facts = {"distribution": "Debian", "distribution_major_version": "12"}
     hosts: dict[str, dict[str, Any]] = {
-        "net1": host(fleet_auth_password="changeme", fleet_database_password=""),
+        "net1": host(fleet_auth_password="changeme", fleet_database_password="", fleet_ca_key=""),
         "db1": host(__preflight_facts={"unreachable": True, "msg": "no route"}, ansible_facts={}),
         "api1": host(ansible_facts=facts),
     }
@@ -324,6 +389,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_mending():
         "The fleet uses Tailscale but",
         "The secret fleet_auth_password is a well-known default",
         "The secret fleet_database_password is missing",
+        "The secret fleet_ca_key is missing",
         "The work pool 'a'",
     ]
     assert len(found) == len(expected)

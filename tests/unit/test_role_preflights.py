@@ -48,6 +48,11 @@ GOOD: dict[str, dict[str, Any]] = {
             {"name": "run-manifests2", "access_key": "A", "secret_key": "S"},
         ],
     },
+    "certificates": {
+        "certificates_days": 365,
+        "certificates_renew_days": 120,
+        "certificates_names": ["IP:10.0.0.11", "IP:fd00::1", "DNS:db-1.example.org"],
+    },
     "prefect": {
         "prefect_home": "/opt/prefect",
         "prefect_data": "/var/lib/prefect",
@@ -127,6 +132,18 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("postgres", {"postgres_password": ""}, "postgres_password is empty: write one"),
     ("postgres", {"postgres_max_connections": 10}, "postgres_max_connections is 10: write 20 or"),
     ("postgres", {"postgres_memory": 64}, "postgres_memory is 64: write MiB, 512 or more"),
+    (
+        "certificates",
+        {"certificates_renew_days": 365},
+        "certificates_renew_days is 365 and certificates_days 365: write fewer for the first",
+    ),
+    ("certificates", {"certificates_renew_days": 0}, "certificates_renew_days is 0 and"),
+    (
+        "certificates",
+        {"certificates_names": ["IP:10.0.0.11", "db1"]},
+        "certificates_names has db1: write each name as IP:10.0.0.11 or as DNS:db1",
+    ),
+    ("certificates", {"certificates_names": []}, "certificates_names has no entry: write each"),
     ("rustfs", {"rustfs_port": 0}, "rustfs_port is 0 and rustfs_console_port is 9001: write ports"),
     ("rustfs", {"rustfs_console_port": "9000"}, "are both 9000: write different ones"),
     ("rustfs", {"rustfs_data": "data"}, "rustfs_data is data: write an absolute path"),

@@ -3,13 +3,15 @@
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError, SSLError
 
+from tests.unit.certificates import Authority, serving
 from tests.unit.shared import load_by_path
 
 rustfs_bucket = load_by_path("roles/rustfs/library/rustfs_bucket.py")
@@ -284,7 +286,9 @@ def run(rustfs: Rustfs, monkeypatch, capsys) -> Callable[..., dict[str, Any]]:
     """Return a function that runs the module and gives back its result."""
     monkeypatch.setattr(rustfs_bucket, "Admin", lambda *_arguments: Admin(rustfs))
     monkeypatch.setattr(
-        rustfs_bucket, "s3_client", lambda _url, _region, key, secret: S3(rustfs, key, secret)
+        rustfs_bucket,
+        "s3_client",
+        lambda _url, _region, key, secret, _verify: S3(rustfs, key, secret),
     )
 
     def run(check: bool = False) -> dict[str, Any]:
@@ -346,3 +350,16 @@ def test_the_module_fails_with_the_address_and_the_reason(run, monkeypatch, erro
 def test_a_host_without_boto3_is_told_the_package(run, monkeypatch):
     monkeypatch.setattr(rustfs_bucket, "boto3", None)
     assert "python3-boto3" in run()["msg"]
+
+
+def test_rustfs_is_verified_by_the_given_authority(tmp_path: Path):
+    authority = Authority(tmp_path)
+    with serving(authority.issue()) as url:
+        keys = (url, "us-east-1", "key", "secret")
+        assert rustfs_bucket.Admin(*keys, authority.file).call("GET", "x") == (200, "")
+        rustfs_bucket.s3_client(*keys, authority.file).list_buckets()
+        # Python's own list does not have the fleet's authority.
+        with pytest.raises(SSLError):
+            rustfs_bucket.Admin(*keys, True).call("GET", "x")
+        with pytest.raises(SSLError):
+            rustfs_bucket.s3_client(*keys, True).list_buckets()

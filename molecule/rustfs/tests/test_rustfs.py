@@ -7,11 +7,13 @@ import json
 import pytest
 from conftest import Hosts
 
+CA_FILE = "/etc/prefect/ca.pem"
 S3 = """
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
-client = boto3.client("s3", endpoint_url=V["url"], region_name="us-east-1", verify=False,
+client = boto3.client("s3", endpoint_url=V["url"], region_name="us-east-1",
+    verify="/etc/prefect/ca.pem",
     aws_access_key_id=V["access"], aws_secret_access_key=V["secret"],
     config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}))
 def attempt(call, **arguments):
@@ -25,14 +27,12 @@ def attempt(call, **arguments):
 
 @pytest.fixture(scope="session")
 def url(hosts: Hosts) -> str:
-    """Where it says that it is ready: over TLS where the fleet has an authority."""
-    address = hosts.address("store1")
-    script = f"""for scheme in https http; do
-        url="$scheme://{address}:9000"
-        curl --silent --insecure --fail --max-time 5 --output /dev/null "$url/health/ready" &&
-        echo "$url" && exit
-    done; exit 1"""
-    return hosts.eventually("client1", "sh", "-c", script, user="nobody")
+    """Where it says that it is ready, to a client that verifies it."""
+    address = f"https://{hosts.address('store1')}:9000"
+    argv = ("curl", "--silent", "--fail", "--max-time", "5", "--output", "/dev/null")
+    health = f"{address}/health/ready"
+    hosts.eventually("client1", *argv, "--cacert", CA_FILE, health, user="nobody")
+    return address
 
 
 def ask(hosts: Hosts, calls: list[str], **values: str) -> list[str]:
@@ -74,7 +74,8 @@ def test_nothing_is_read_without_a_key(hosts: Hosts, url: str) -> None:
     argv = (
         "curl",
         "--silent",
-        "--insecure",
+        "--cacert",
+        CA_FILE,
         "--output",
         "/dev/null",
         "--write-out",

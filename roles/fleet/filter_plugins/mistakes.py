@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 SINGLE_GROUPS = ("postgres", "prefect_server", "rustfs")
 POOL_TYPES = ("process",)
 SUPPORTED = ("Debian", "13")
+AUTHORITY = ("fleet_ca_key", "fleet_ca_certificate")
+MINIMUM_AUTHORITY_DAYS = 30  # that the authority's certificate must still be good for
 ARCHITECTURES = ("x86_64", "aarch64")
 MINIMUM_SECRET = 16  # characters
 _MINIMUM_DISTINCT = 8  # different characters; fewer is a pattern, not a secret
@@ -132,6 +139,38 @@ def secret_mistakes(secrets: Mapping[str, Any]) -> list[str]:
     return mistakes
 
 
+def authority_mistakes(key_text: str, certificate_text: str) -> list[str]:
+    """What is wrong with the authority that signs the certificates of the fleet's services."""
+    key_name, certificate_name = AUTHORITY
+    for name, text in ((key_name, key_text), (certificate_name, certificate_text)):
+        if not text:
+            return [f"The secret {name} is missing: {_MAKE_SECRETS}"]
+    anew = (
+        f"restore it, or remove {' and '.join(AUTHORITY)} for a new authority and {_MAKE_SECRETS}"
+    )
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_text.encode())
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (ValueError, x509.ExtensionNotFound):
+        return [f"The secret {certificate_name} is no certificate of an authority: {anew}"]
+    try:
+        key = load_pem_private_key(key_text.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return [f"The secret {key_name} is no private key in PEM without a password: {anew}"]
+    if not constraints.value.ca:
+        return [f"The secret {certificate_name} is no certificate of an authority: {anew}"]
+    if key.public_key() != certificate.public_key():
+        return [f"The secret {key_name} does not belong to {certificate_name}: {anew}"]
+    left = (certificate.not_valid_after_utc - datetime.now(UTC)).days
+    if left < MINIMUM_AUTHORITY_DAYS:
+        ends = "has ended" if left < 0 else f"ends in {left} days"
+        return [
+            f"The authority in {certificate_name} {ends}: remove {' and '.join(AUTHORITY)} for a "
+            f"new one and {_MAKE_SECRETS}"
+        ]
+    return []
+
+
 def pool_mistakes(pools: Any) -> list[str]:
     """Work pools that have no name, a type that no worker here can serve, or that stand twice."""
     if not isinstance(pools, Sequence) or isinstance(pools, str) or not pools:
@@ -207,6 +246,7 @@ def fleet_mistakes(
     mistakes += tailnet_mistakes(bool(settings["uses_tailscale"]), groups, keys)
     values = hostvars[hosts[0]]
     mistakes += secret_mistakes({name: values.get(name) for name in settings["secrets"]})
+    mistakes += authority_mistakes(*(str(values.get(name) or "") for name in AUTHORITY))
     mistakes += pool_mistakes(settings["work_pools"])
     return mistakes
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 import time
 import urllib.request
 from datetime import UTC, datetime
@@ -42,6 +43,10 @@ options:
       - Where the service says that it is well, with status 200. The module waits for that, and
         fails with the end of the unit's journal when it does not come or the service keeps ending.
     type: str
+    default: ""
+  health_ca:
+    description: Certificate of the authority that signed the one of I(health_url).
+    type: path
     default: ""
   health_seconds: {description: How long to wait for it., type: int, default: 180}
 author: [prefect-fleet]
@@ -123,22 +128,31 @@ class Service:
         return newer_files(files, parse_time(self["StateChangeTimestamp"]))
 
 
-def answers(url: str) -> bool:
-    """Whether the URL answers 200 within five seconds; no proxy is asked."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def answers(url: str, authority: str = "") -> bool:
+    """Whether the URL answers 200 within five seconds; no proxy is asked.
+
+    `authority` is the file with the certificate by which the answering one's is verified.
+    """
     try:
+        context = ssl.create_default_context(cafile=authority or None)
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
         with opener.open(url, timeout=5) as response:
             return response.status == 200
     except (OSError, http.client.HTTPException):  # a URLError is an OSError
         return False
 
 
-def wait_for_health(module: AnsibleModule, service: Service, url: str, seconds: int) -> None:
+def wait_for_health(module: AnsibleModule, service: Service) -> None:
     """Return when the URL answers; ends the module with the unit's journal if it does not."""
+    url, authority, seconds = (
+        module.params[name] for name in ("health_url", "health_ca", "health_seconds")
+    )
     service.show()
     restarts = int(service["NRestarts"] or 0)
     deadline = time.monotonic() + seconds
-    while not answers(url):
+    while not answers(url, authority):
         service.show()
         ended = int(service["NRestarts"] or 0) - restarts
         if ended > _RESTARTS_TOLERATED or time.monotonic() > deadline:
@@ -162,6 +176,7 @@ def main() -> None:
             "files": {"type": "list", "elements": "path", "default": []},
             "reload_files": {"type": "list", "elements": "path", "default": []},
             "health_url": {"type": "str", "default": ""},
+            "health_ca": {"type": "path", "default": ""},
             "health_seconds": {"type": "int", "default": 180},
         },
         supports_check_mode=True,
@@ -196,8 +211,7 @@ def main() -> None:
         for step in steps:
             service.systemctl(*step)
         if module.params["health_url"]:
-            health = module.params["health_url"], module.params["health_seconds"]
-            wait_for_health(module, service, *health)
+            wait_for_health(module, service)
     module.exit_json(changed=bool(steps), why=why)
 
 

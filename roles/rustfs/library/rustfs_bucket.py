@@ -32,6 +32,12 @@ description:
   - A user whose secret key no longer works gets the given one.
 options:
   endpoint_url: {description: Where RustFS listens., type: str, required: true}
+  ca_file:
+    description:
+      - Certificate of the authority that RustFS's certificate is verified by; without it, by those
+        that everybody knows.
+    type: path
+    default: ""
   region: {description: Region that requests are signed for., type: str, default: us-east-1}
   root_access_key: {description: RustFS's root access key., type: str, required: true}
   root_secret_key: {description: RustFS's root secret key., type: str, required: true}
@@ -94,10 +100,12 @@ def same_policy(one: object, other: object) -> bool:
 class Admin:
     """RustFS's admin API, as its root user."""
 
-    def __init__(self, endpoint_url: str, region: str, access_key: str, secret_key: str) -> None:
+    def __init__(
+        self, endpoint_url: str, region: str, access_key: str, secret_key: str, verify: str | bool
+    ) -> None:
         self._endpoint_url = endpoint_url.rstrip("/")
         self._auth = SigV4Auth(Credentials(access_key, secret_key), "s3", region)
-        self._session = URLLib3Session(timeout=_TIMEOUT)
+        self._session = URLLib3Session(verify=verify, timeout=_TIMEOUT)
 
     def call(self, method: str, path: str, body: object = None) -> tuple[int, str]:
         """Send one signed request; gives back its status and text."""
@@ -126,7 +134,7 @@ class Admin:
         return json.loads(text)
 
 
-def s3_client(endpoint_url: str, region: str, access_key: str, secret_key: str):
+def s3_client(endpoint_url: str, region: str, access_key: str, secret_key: str, verify: str | bool):
     """An S3 client for RustFS: path addressing, one try more at the most."""
     config = Config(
         s3={"addressing_style": "path"},
@@ -140,6 +148,7 @@ def s3_client(endpoint_url: str, region: str, access_key: str, secret_key: str):
         region_name=region,
         aws_access_key_id=access_key,
         aws_secret_access_key=secret_key,
+        verify=verify,
         config=config,
     )
 
@@ -214,6 +223,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "endpoint_url": {"type": "str", "required": True},
+            "ca_file": {"type": "path", "default": ""},
             "region": {"type": "str", "default": "us-east-1"},
             "name": {"type": "str", "required": True},
             **{key: {"type": "str", "required": True, "no_log": True} for key in keys},
@@ -228,10 +238,15 @@ def main() -> None:
         module.fail_json(msg="This host lacks boto3: install Debian's package python3-boto3.")
     params = module.params
     endpoint, region = params["endpoint_url"], params["region"]
+    verify = params["ca_file"] or True
     try:
-        admin = Admin(endpoint, region, params["root_access_key"], params["root_secret_key"])
-        root = s3_client(endpoint, region, params["root_access_key"], params["root_secret_key"])
-        user = s3_client(endpoint, region, params["access_key"], params["secret_key"])
+        admin = Admin(
+            endpoint, region, params["root_access_key"], params["root_secret_key"], verify
+        )
+        root = s3_client(
+            endpoint, region, params["root_access_key"], params["root_secret_key"], verify
+        )
+        user = s3_client(endpoint, region, params["access_key"], params["secret_key"], verify)
         changes = ensure(admin, root, user, params, module.check_mode)
     except (RuntimeError, BotoCoreError, ClientError) as error:
         if module.check_mode and isinstance(error, EndpointConnectionError):

@@ -1,0 +1,132 @@
+"""What is said between hosts, and that each client makes sure whom it says it to."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fleet.conftest import FLEET, Site, connect, members
+from tests.fleet.test_network import CONNECT
+
+CA_FILE = "/etc/prefect/ca.pem"
+# The authorities that everybody knows; the fleet's is none of them.
+OTHER_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+# Prefect's own way to its database, with the settings that its unit has.
+DATABASE = """
+import asyncio
+from sqlalchemy import text
+from prefect.server.database import provide_database_interface
+async def main():
+    try:
+        engine = await provide_database_interface().engine()
+        async with engine.connect() as connection:
+            print(await connection.scalar(text("select current_user")))
+    except Exception as error:
+        print(type(error).__name__, error)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("port", [9000, 9001])
+def test_object_storage_speaks_tls_only_and_is_verified(site: Site, port: int) -> None:
+    worker, address = site.first("prefect_worker"), site.address("rustfs")
+    curl = "curl --silent --max-time 10 --output /dev/null --cacert %s %s://%s:%s/health/ready"
+    assert worker.run(curl, CA_FILE, "https", address, str(port)).rc == 0
+    assert worker.run(curl, OTHER_AUTHORITIES, "https", address, str(port)).rc == 60  # not trusted
+    assert worker.run(curl, CA_FILE, "http", address, str(port)).rc != 0
+
+
+def test_the_database_speaks_tls_only_and_is_verified(site: Site) -> None:
+    server = site.first("prefect_server")
+    right = {
+        "host": site.address("postgres"),
+        "user": "prefect",
+        "password": site.secrets["fleet_database_password"],
+    }
+    assert site.python(server, CONNECT, **right, authority=CA_FILE) == "prefect"
+    plain = site.python(server, CONNECT, **right, authority="")
+    assert "no pg_hba.conf entry" in plain
+    assert "no encryption" in plain
+    other = site.python(server, CONNECT, **right, authority=OTHER_AUTHORITIES)
+    assert "CERTIFICATE_VERIFY_FAILED" in other
+
+
+def test_every_connection_of_the_server_to_its_database_is_encrypted(site: Site) -> None:
+    query = (
+        "select count(*), string_agg(distinct coalesce(version, 'plain'), ',') "
+        "from pg_stat_ssl join pg_stat_activity using (pid) where usename = 'prefect'"
+    )
+    said = site.first("postgres").check_output("runuser -u postgres -- psql -Atc %s", query)
+    count, versions = said.split("|")
+    assert int(count) > 0
+    assert versions == "TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("", "prefect"),
+        (f"_CONNECT_ARGS_TLS_CA_FILE={OTHER_AUTHORITIES}", "CERTIFICATE_VERIFY_FAILED"),
+        ("_CONNECT_ARGS_TLS_ENABLED=false", "no encryption"),
+    ],
+)
+def test_the_server_verifies_its_database(site: Site, change: str, said: str) -> None:
+    setting = f"PREFECT_SERVER_DATABASE_SQLALCHEMY{change}" if change else "UNCHANGED=1"
+    answer = site.first("prefect_server").check_output(
+        "systemd-run --quiet --pipe --wait --collect --uid=prefect-server "
+        "--property=EnvironmentFile=/etc/prefect/server.env "
+        "/usr/bin/env %s /opt/prefect/venv/bin/python -c %s",
+        setting,
+        DATABASE,
+    )
+    assert said in answer.splitlines()[-1] if not change else said in answer
+
+
+def test_flows_verify_where_they_keep_their_results(site: Site) -> None:
+    """The block that flow runs load names the authority; their runs show that it is used."""
+    shown = site.first("prefect_worker").check_output(
+        "prefect-cli block inspect s3-bucket/results | tr -d ' \\n'"
+    )
+    assert CA_FILE in shown
+
+
+@pytest.mark.parametrize("host", [host.name for host in FLEET.hosts])
+def test_the_authoritys_key_is_on_no_host(site: Site, host: str) -> None:
+    lines = site.secrets["fleet_ca_key"].splitlines()[1:-1]
+    found = connect(host).run(
+        "grep --recursive --files-with-matches --no-messages --fixed-strings %s "
+        "/etc /opt/prefect/releases /root /tmp /var/lib /var/tmp",
+        "\n".join(lines),
+    )
+    assert found.stdout == ""
+    # The search works: what is there it finds.
+    certificate = "\n".join(site.secrets["fleet_ca_certificate"].splitlines()[1:-1])
+    known = connect(host).check_output(
+        "grep --files-with-matches --fixed-strings %s %s", certificate, CA_FILE
+    )
+    assert known == CA_FILE
+
+
+@pytest.mark.parametrize(
+    ("group", "key"),
+    [
+        ("postgres", "/etc/prefect/tls/postgres/key.pem"),
+        ("rustfs", "/etc/prefect/tls/rustfs/rustfs_key.pem"),
+    ],
+)
+def test_keys_are_their_services_alone(site: Site, group: str, key: str) -> None:
+    for name in members(group):
+        assert connect(name).run("runuser -u %s -- cat %s", group, key).rc == 0
+        for other in ("nobody", "prefect"):
+            assert connect(name).run("runuser -u %s -- cat %s", other, key).rc != 0
+
+
+@pytest.mark.parametrize("group", ["postgres", "rustfs"])
+def test_certificates_are_good_for_a_while(site: Site, group: str) -> None:
+    """As the services show them, not as they lie on the disk."""
+    port, start = {"postgres": (5432, "-starttls postgres"), "rustfs": (9000, "")}[group]
+    shown = site.first("prefect_server").check_output(
+        f"openssl s_client -connect {site.address(group)}:{port} {start} -verify_return_error "
+        f"-CAfile {CA_FILE} -verify_ip {site.address(group)} </dev/null 2>/dev/null "
+        f"| openssl x509 -noout -checkend {120 * 86400}"
+    )
+    assert "will not expire" in shown
