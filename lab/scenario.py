@@ -191,7 +191,9 @@ class Scenario:
         }
 
     def refuse(self) -> dict[str, str]:
-        """Give each wrong input to a host, all in one dry run; gives back the messages by title.
+        """Give each wrong input to a host, all in one dry run; gives back what was said to each.
+
+        The keys are the messages that steps.toml expects.
 
         Each case is one more name for its host in the inventory, with its wrong variables.
         """
@@ -209,7 +211,7 @@ class Scenario:
                 "--check", "--limit", f"{_WRONG}*:localhost:all", inventory=Path(file.name)
             )
         return {
-            title_of(case): outcome.failures.get(f"{_WRONG}{number}", "was not refused")
+            case["message"]: outcome.failures.get(f"{_WRONG}{number}", "was not refused")
             for number, case in enumerate(self.steps.wrong)
         }
 
@@ -226,11 +228,6 @@ class Scenario:
                 if said:
                     parts.append(f"--- {host.name}: {unit}\n{said}")
         return "\n".join(parts)
-
-
-def title_of(case: dict[str, Any]) -> str:
-    """How a wrong input is called in a test's report: by its variables, not by their values."""
-    return case.get("title") or ", ".join(case["variables"])
 
 
 def _read(data: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, str]]:
