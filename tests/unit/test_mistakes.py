@@ -27,6 +27,10 @@ SETTINGS = {
     "interface": "tailscale0",
     "secrets": ["fleet_auth_password", "fleet_database_password"],
     "work_pools": [{"name": "default", "type": "process"}],
+    "ports": {
+        "postgres": {"fleet_postgres_port": 5432},
+        "rustfs": {"fleet_rustfs_port": 9000, "fleet_rustfs_console_port": "9001"},
+    },
 }
 HOSTS = ("net1", "db1", "api1", "store1", "worker1", "worker2")
 GROUPS = {
@@ -367,6 +371,15 @@ def test_without_tailscale_no_key_is_needed():
 def test_a_work_pool_of_no_use_is_named(pools: object, said: str):
     (mistake,) = look(work_pools=pools)
     assert said in mistake
+
+
+def test_two_services_on_a_port_of_one_host_are_told():
+    ports = {"postgres": {"fleet_postgres_port": 9000}, "rustfs": {"fleet_rustfs_port": "9000"}}
+    assert look(ports=ports) == []  # on hosts of their own
+    (mistake,) = look(groups={"rustfs": ["db1"]}, ports=ports)
+    assert mistake == (
+        "fleet_postgres_port and fleet_rustfs_port are both 9000: write different ports."
+    )
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_mending():

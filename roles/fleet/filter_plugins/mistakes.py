@@ -195,6 +195,22 @@ def pool_mistakes(pools: Any) -> list[str]:
     return mistakes
 
 
+def port_mistakes(
+    ports: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Services that would want one port of a host; `ports` by group and by variable."""
+    mistakes: list[str] = []
+    for name in groups.get("all", []):
+        taken: dict[str, str] = {}
+        for group, wanted in ports.items():
+            for variable, port in wanted.items() if name in groups.get(group, []) else ():
+                first = taken.setdefault(str(port), variable)
+                mistake = f"{first} and {variable} are both {port}: write different ports."
+                if first != variable and mistake not in mistakes:
+                    mistakes.append(mistake)
+    return mistakes
+
+
 def interface_mistakes(interface: str, hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Hosts without the interface that everything is to bind to."""
     mistakes = []
@@ -229,8 +245,9 @@ def fleet_mistakes(
 ) -> list[str]:
     """All mistakes of an inventory, in the order in which a person would mend them.
 
-    `settings` holds `uses_tailscale` (bool), `interface` (name), `work_pools` (list) and `secrets`
-    (names; their values are the same for every host, so the first one's are looked at).
+    `settings` holds `uses_tailscale` (bool), `interface` (name), `work_pools` (list), `ports` (by
+    group and variable) and `secrets` (names; their values are the same for every host, so the first
+    one's are looked at).
     """
     hosts = groups.get("all", [])
     mistakes = group_mistakes(groups)
@@ -248,6 +265,7 @@ def fleet_mistakes(
     mistakes += secret_mistakes({name: values.get(name) for name in settings["secrets"]})
     mistakes += authority_mistakes(*(str(values.get(name) or "") for name in AUTHORITY))
     mistakes += pool_mistakes(settings["work_pools"])
+    mistakes += port_mistakes(settings["ports"], groups)
     return mistakes
 
 
