@@ -28,6 +28,8 @@ _FIRST_HOST = 11  # .1 is the gateway, .2 the apt cache
 _BOOT_SECONDS = 120
 _REMOVE = ("rm", "--force", "--volumes", "--time", "2")
 _REMOVALS = 3
+# Units that Debian's packages enable, by the group whose hosts need them.
+_PACKAGED = {"postgres": "postgresql.service", "prefect_server": "haproxy.service"}
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy")
 
 
@@ -266,9 +268,11 @@ class Fleet:
         else:
             self._create_host(host, image)
         self._wait_for_boot(host)
-        if self.prepared and "postgres" in host.groups:
-            # As its package leaves it: to be started at the next boot.
-            self.run(host.name, "systemctl --quiet enable postgresql.service", check=True)
+        if self.prepared:
+            # As their packages leave them: to be started at the next boot.
+            units = [_PACKAGED[group] for group in host.groups if group in _PACKAGED]
+            script = f"systemctl --quiet enable {' '.join(units)}" if units else "true"
+            self.run(host.name, script, check=True)
 
     def _create_host(self, host: Host, image: str) -> None:
         uv_cache = cache_directory() / "uv"

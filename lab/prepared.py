@@ -30,8 +30,8 @@ rm -rf /root/.ansible
 rm -f /etc/sysctl.d/60-prefect-fleet.conf
 userdel prefect
 rm -rf /var/lib/prefect
-# Hosts that are to have a database enable it again, see lab/fleet.py.
-systemctl --quiet disable postgresql.service
+# Hosts that are to have them enable them again, see lab/fleet.py.
+systemctl --quiet disable postgresql.service haproxy.service
 apt-get clean
 rm -rf /root/.ssh /etc/ssh/ssh_host_* /etc/uv /etc/apt/apt.conf.d/95lab-cache /var/log/journal/*
 : > /etc/environment

@@ -152,9 +152,13 @@ class Scenario:
         return self.fleet.state / "passed"
 
     def secrets(self) -> dict[str, str]:
-        """The secrets of the fleet's inventory."""
+        """The secrets of the fleet's inventory; of a key in PEM, its first line of base64."""
         path = self.fleet.inventory / "group_vars/all/secrets.yml"
-        return {name: str(value) for name, value in yaml.safe_load(path.read_text()).items()}
+        return {
+            name: next(line for line in str(value).splitlines() if "-----" not in line)
+            for name, value in yaml.safe_load(path.read_text()).items()
+            if "certificate" not in name  # public
+        }
 
     def converge(self, *arguments: str, inventory: Path | None = None) -> Outcome:
         """Apply the role again, by the settings that Molecule gave this step.
