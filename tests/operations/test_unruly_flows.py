@@ -1,14 +1,15 @@
-"""One bad flow on a worker host, and what becomes of the other runs there: of its own work pool.
+"""One bad flow on a worker host, and what becomes of the other runs there.
 
-A worker of a pool made for this runs on one host with smaller limits than usual, so that it takes
-little to reach them. What a control group limits, its drop-in can't show on hosts whose cgroups
-have no controllers: there it is the limits of setrlimit(2) that bite.
+Workers of pools made for this run on one host with smaller limits than usual, so that it takes
+little to reach them. What a control group limits, they can't show on hosts whose cgroups have no
+controllers: there it is the limits of setrlimit(2) that bite.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +28,9 @@ from prefect.workers.process import ProcessWorker
 from tests.fleet.conftest import Laptop, Site, connect, members
 
 HOST = members("prefect_worker")[0]
-POOL = "unruly"
-UNIT = f"prefect-worker@{POOL}.service"
+POOLS = ("unruly", "orderly")
 FOLDER = "/srv/unruly"
-DROPIN = f"/run/systemd/system/{UNIT}.d/limits.conf"
+DROPINS = "/run/systemd/system"
 LIMITS = "[Service]\nLimitNPROC=300\nLimitDATA=1G\nLimitFSIZE=64M\n" + "".join(
     f"TemporaryFileSystem={folder}:size=256M,mode=1777,nodev,nosuid\n"
     for folder in ("/dev/shm", "/tmp", "/var/tmp")
@@ -45,18 +45,24 @@ _HOLD_SECONDS = 8
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The pool on its one host."""
+class Runs:
+    """Runs on the one host.
 
-    deployments: dict[str, Any]
+    Attributes:
+        deployments: their ids, by pool and flow.
+    """
 
-    def start(self, flow: str, **parameters: object) -> Any:
+    deployments: dict[tuple[str, str], Any]
+
+    def start(self, flow: str, pool: str = POOLS[0], **parameters: object) -> Any:
         """Start a run, and return its id."""
 
         async def create() -> Any:
             async with get_client() as client:
                 run = await client.create_flow_run_from_deployment(
-                    self.deployments[flow], parameters=parameters, work_queue_name=f"host-{HOST}"
+                    self.deployments[pool, flow],
+                    parameters=parameters,
+                    work_queue_name=f"host-{HOST}",
                 )
                 return run.id
 
@@ -89,83 +95,112 @@ class Pool:
         return json.loads(connect(HOST).check_output(f"cat {TOLD}/{run}.json"))
 
 
-@pytest.fixture(scope="module")
-def pool(laptop: Laptop, site: Site) -> Iterator[Pool]:
-    """The pool, its worker and its deployments; removed afterwards."""
-    host = connect(HOST)
+def unit(pool: str) -> str:
+    """The worker of a pool."""
+    return f"prefect-worker@{pool}.service"
 
-    async def create() -> dict[str, Any]:
-        await remove()
-        async with get_client() as client:
-            template = ProcessWorker.get_default_base_job_template()
+
+async def create() -> dict[tuple[str, str], Any]:
+    """Make pools and deployments on the server."""
+    template = ProcessWorker.get_default_base_job_template()
+    deployments = {}
+    async with get_client() as client:
+        for pool in POOLS:
             await client.create_work_pool(
-                WorkPoolCreate(name=POOL, type="process", base_job_template=template)
+                WorkPoolCreate(name=pool, type="process", base_job_template=template)
             )
-            await client.create_work_queue(f"host-{HOST}", work_pool_name=POOL)
-            return {name: await deploy(client, name) for name in NAMES}
+            await client.create_work_queue(f"host-{HOST}", work_pool_name=pool)
+        for flow, pool in itertools.product(NAMES, POOLS):
+            deployments[pool, flow] = await client.create_deployment(
+                flow_id=await client.create_flow_from_name(flow.replace("_", "-")),
+                name=pool,
+                work_pool_name=pool,
+                entrypoint=f"unruly_flows.py:{flow}",
+                pull_steps=[{f"{_STEPS}.set_working_directory": {"directory": FOLDER}}],
+            )
+    return deployments
 
-    async def deploy(client: Any, name: str) -> Any:
-        flow = await client.create_flow_from_name(f"unruly-{name}")
-        return await client.create_deployment(
-            flow_id=flow,
-            name=POOL,
-            work_pool_name=POOL,
-            entrypoint=f"unruly_flows.py:{name}",
-            pull_steps=[{f"{_STEPS}.set_working_directory": {"directory": FOLDER}}],
-        )
 
-    async def remove() -> None:
-        async with get_client() as client:
+async def remove() -> None:
+    """Remove all that is left of this and of an earlier test."""
+    async with get_client() as client:
+        for pool in POOLS:
+            for flow in NAMES:
+                with contextlib.suppress(ObjectNotFound):
+                    found = await client.read_deployment_by_name(f"{flow.replace('_', '-')}/{pool}")
+                    await client.delete_deployment(found.id)
             with contextlib.suppress(ObjectNotFound):
-                await client.delete_work_pool(POOL)
+                await client.delete_work_pool(pool)
 
-    directory = DROPIN.rpartition("/")[0]
-    host.check_output(f"install -d {FOLDER} {directory}")
-    for path, text in ((f"{FOLDER}/unruly_flows.py", FLOWS.read_text()), (DROPIN, LIMITS)):
-        host.check_output("printf %%s %s > %s", text, path)
+
+@pytest.fixture(scope="module")
+def runs(laptop: Laptop, site: Site) -> Iterator[Runs]:
+    """The pools, their workers and deployments; removed afterwards."""
+    host = connect(HOST)
     env = "/etc/prefect/workers"
-    host.check_output(f"sed s/canary/{POOL}/g {env}/canary.env > {env}/{POOL}.env")
+    units = " ".join(unit(pool) for pool in POOLS)
+    made = " ".join(f"{DROPINS}/{unit(pool)}.d {env}/{pool}.env" for pool in POOLS)
     with temporary_settings({PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}):
         try:
+            asyncio.run(remove())
             deployments = asyncio.run(create())
-            host.check_output(f"systemctl daemon-reload && systemctl start {UNIT}")
-            yield Pool(deployments)
+            host.check_output(f"install -d {FOLDER} && install -d -o prefect {TOLD}")
+            files = {f"{FOLDER}/unruly_flows.py": FLOWS.read_text()}
+            for pool in POOLS:
+                host.check_output(f"install -d {DROPINS}/{unit(pool)}.d")
+                host.check_output(f"sed s/canary/{pool}/g {env}/canary.env > {env}/{pool}.env")
+                files[f"{DROPINS}/{unit(pool)}.d/limits.conf"] = LIMITS
+            for path, text in files.items():
+                host.check_output("printf %%s %s > %s", text, path)
+            host.check_output(f"systemctl daemon-reload && systemctl start {units}")
+            yield Runs(deployments)
         finally:
-            host.run(f"systemctl stop {UNIT}")
-            host.run(f"rm -r {FOLDER} {TOLD} {directory} {env}/{POOL}.env; systemctl daemon-reload")
+            host.run(f"systemctl stop {units}; rm -r {FOLDER} {TOLD} {made}")
+            host.run("systemctl daemon-reload")
             asyncio.run(remove())
 
 
-@pytest.fixture
-def steady(pool: Pool) -> Any:
-    """A run that is in the middle of its work."""
-    run = pool.start("steady", seconds=60)
-    pool.wait(run, lambda found: found.state is not None and found.state.is_running())
-    return run
-
-
-BAD = {
-    "fork_bomb": ({"seconds": _HOLD_SECONDS}, "Resource temporarily unavailable"),
-    "memory_hog": ({"seconds": _HOLD_SECONDS}, "MemoryError"),
-    "one large file": ({"folder": "/tmp", "files": 1, "seconds": _HOLD_SECONDS}, "File too large"),
+# What it does, with what it is refused, and whether the runs of its own pool are safe from it as
+# well as those of others.
+HELD = {"seconds": _HOLD_SECONDS}
+BAD: dict[str, tuple[str, dict[str, object], str, bool]] = {
+    "fork bomb": ("fork_bomb", HELD, "Resource temporarily unavailable", False),
+    "memory hog": ("memory_hog", HELD, "MemoryError", True),
+    "one large file": (
+        "disk_filler",
+        {"folder": "/var/lib/prefect", "file_mib": 128, **HELD},
+        "File too large",
+        True,
+    ),
+    "many files": (
+        "disk_filler",
+        {"folder": "/tmp", "file_mib": 32, **HELD},
+        "No space left on device",
+        False,
+    ),
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_flow_takes_nothing_from_other_runs(pool: Pool, steady: Any, bad: str) -> None:
-    parameters, refusal = BAD[bad]
-    ended = pool.end(pool.start(bad if bad in NAMES else "disk_filler", **parameters)).state
+def test_a_bad_flow_takes_nothing_from_other_runs(runs: Runs, bad: str) -> None:
+    flow, parameters, refusal, own_pool_too = BAD[bad]
+    end = f"{TOLD}/end of {bad}"
+    pools = POOLS if own_pool_too else POOLS[1:]
+    others = [runs.start("steady", pool, until=end) for pool in pools]
+    for run in others:
+        runs.wait(run, lambda found: found.state is not None and found.state.is_running())
+    ended = runs.end(runs.start(flow, **parameters)).state
+    connect(HOST).check_output("touch %s", end)
     assert ended is not None
     assert ended.is_failed(), ended
     assert refusal in str(ended.message)
-    # The run beside it has not ended with it, and ends well; so does one that begins only now.
-    after = pool.start("steady", seconds=1)
-    assert pool.said(steady) > 10
-    assert pool.said(after) > 0
+    # Those beside it went on all the time, and its own pool's worker takes the next run.
+    for run in [*others, runs.start("steady", until="/")]:
+        assert runs.said(run)["finished"]
 
 
-def test_flows_can_do_what_data_flows_do(pool: Pool) -> None:
-    assert pool.said(pool.start("many_kinds_of_work")) == {
+def test_flows_can_do_what_data_flows_do(runs: Runs) -> None:
+    assert runs.said(runs.start("many_kinds_of_work")) == {
         "task processes": [2, 4],
         "processes": 3,
         "subprocess": "42",
@@ -178,9 +213,9 @@ def test_flows_can_do_what_data_flows_do(pool: Pool) -> None:
     }
 
 
-def test_flows_can_do_nothing_to_the_host(pool: Pool) -> None:
+def test_flows_can_do_nothing_to_the_host(runs: Runs) -> None:
     refused = "Operation not permitted"
-    assert pool.said(pool.start("look_around")) == {
+    assert runs.said(runs.start("look_around")) == {
         "writable": [],
         "processes of others": [],
         "devices": [],

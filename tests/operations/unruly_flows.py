@@ -21,6 +21,7 @@ MIB = 1 << 20
 # No limit stops them later than this.
 MOST_PROCESSES = 1000
 MOST_MIB = 2048
+LONGEST_SECONDS = 600
 NOT_WRITABLE = [
     "/",
     "/dev",
@@ -48,11 +49,11 @@ def tell(said: Any) -> None:
 
 
 @flow
-def steady(seconds: float) -> None:
-    """Go on, with what runs do all the time: processes, threads, files. Counts its rounds."""
+def steady(until: str) -> None:
+    """Do what runs do all the time, processes, threads, files, until there is such a file."""
     rounds = 0
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    end = time.monotonic() + LONGEST_SECONDS
+    while not (finished := Path(until).exists()) and time.monotonic() < end:
         subprocess.run([sys.executable, "-S", "-c", "pass"], check=True)
         thread = threading.Thread(target=time.sleep, args=(0.01,))
         thread.start()
@@ -62,7 +63,7 @@ def steady(seconds: float) -> None:
         bytearray(16 * MIB)
         rounds += 1
         time.sleep(0.5)
-    tell(rounds)
+    tell({"finished": finished, "rounds": rounds})
 
 
 @flow
@@ -99,17 +100,14 @@ def memory_hog(seconds: float) -> None:
 
 
 @flow
-def disk_filler(folder: str, files: int, seconds: float) -> None:
+def disk_filler(folder: str, file_mib: int, seconds: float) -> None:
     """Write files until that is refused, leave what is there for a while, then remove it."""
-    written = 0
     with tempfile.TemporaryDirectory(dir=folder) as own:
         try:
-            for number in range(files):
+            for number in range(MOST_MIB // file_mib):
                 with (Path(own) / str(number)).open("wb") as file:
-                    while written < MOST_MIB:
+                    for _ in range(file_mib):
                         file.write(b"x" * MIB)
-                        file.flush()
-                        written += 1
         except OSError:
             time.sleep(seconds)
             raise
