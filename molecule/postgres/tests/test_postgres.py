@@ -29,3 +29,48 @@ def test_the_servers_host_gets_in_with_the_password(hosts: Hosts, secrets: dict[
     for user, password in [("prefect", "x" * 20), ("postgres", right), ("nobody", right)]:
         answer = attempt(hosts, "api1", host=hosts.address("db1"), user=user, password=password)
         assert answer.startswith("OperationalError")
+
+
+def test_another_host_and_a_connection_in_the_clear_are_turned_away(
+    hosts: Hosts, secrets: dict[str, str]
+) -> None:
+    right = {
+        "host": hosts.address("db1"),
+        "user": "prefect",
+        "password": secrets["fleet_database_password"],
+    }
+    answer = attempt(hosts, "other1", **right)
+    assert "no pg_hba.conf entry" in answer
+    answer = attempt(hosts, "api1", **right, sslmode="disable")
+    assert "no pg_hba.conf entry" in answer
+
+
+def test_the_servers_role_owns_its_database_and_nothing_else(
+    hosts: Hosts, secrets: dict[str, str]
+) -> None:
+    program = """
+import psycopg2
+connection = psycopg2.connect(**V, dbname="prefect", connect_timeout=10)
+connection.autocommit = True
+for statement in (
+    "create table scenario (a int); drop table scenario",
+    "create role another",
+    "create database another",
+    "select rolpassword from pg_authid",
+    "copy (select 1) to program 'true'",
+):
+    try:
+        connection.cursor().execute(statement)
+        print("done")
+    except psycopg2.Error as error:
+        print(type(error).__name__)
+"""
+    values = {
+        "host": hosts.address("db1"),
+        "user": "prefect",
+        "password": secrets["fleet_database_password"],
+    }
+    said = hosts.output(
+        "api1", "python3", "-", user="nobody", input=f"V = {values!r}\n{program}"
+    ).split()
+    assert said == ["done"] + ["InsufficientPrivilege"] * 4
