@@ -47,7 +47,7 @@ answers = {}
 for target in json.loads(V["targets"]):
     connection = http.client.HTTPConnection(V["host"], 4200, timeout=60)
     connection.putrequest("GET", target, skip_host=True)
-    connection.putheader("Host", "fleet/api/health")
+    connection.putheader("Host", V["name"])
     connection.putheader("Accept", "text/html")
     connection.endheaders()
     answer = connection.getresponse()

@@ -21,7 +21,7 @@ _PATIENCE = 120  # seconds
 RESTART = r"""
 import base64, http.client, json, subprocess, time
 def ask(password):
-    connection = http.client.HTTPConnection(V["host"], 4200, timeout=90)
+    connection = http.client.HTTPConnection(V["host"], 4200, timeout=240)
     token = base64.b64encode(f"admin:{password}".encode()).decode()
     connection.request("GET", "/api/version", headers={"Authorization": f"Basic {token}"})
     return connection.getresponse().status
