@@ -50,6 +50,8 @@ def ensure_prepared_image(base: str) -> str:
     recipe = [base, str(defaults["fleet_packages"]), *locks, _PLAYBOOK.read_text(), _TIDY]
     digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:12]
     tag = f"localhost/{LABEL}-prepared:{digest}"
+    if podman("image", "exists", tag, check=False).returncode == 0:
+        return tag
     cache_directory().mkdir(parents=True, exist_ok=True)
     with (cache_directory() / "prepared.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # scenarios run side by side
