@@ -29,6 +29,7 @@ internals.ENGINE = "stand_in_engine"
 internals.CORE = {core!r}
 internals.unfit = lambda: None
 internals.renew = lambda own_code: None
+internals.complete_models = lambda: None
 {module}.main(sys.argv[1:])
 """
 

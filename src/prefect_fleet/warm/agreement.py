@@ -28,6 +28,15 @@ BENEATH = (
     b"HOSTALIASES",
     b"RES_OPTIONS",
     b"LOCALDOMAIN",
+    # By numerical libraries, when they are loaded.
+    b"OMP_",
+    b"KMP_",
+    b"MKL_",
+    b"OPENBLAS_",
+    b"GOTO_",
+    b"NUMEXPR_",
+    b"VECLIB_",
+    b"BLIS_",
 )
 # Of /proc/PID/status: identity and privileges, which a child can't change; and what it can.
 COMPARED = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -36,7 +45,7 @@ TAKEN = ("Umask", "SigIgn")
 
 
 class RecordingEnvironment(os._Environ):
-    """`os.environ`, which notes who asks for what.
+    """`os.environ` or `os.environb`, which notes who asks for what.
 
     Made from it by changing its class, for other modules hold the object itself.
     """
@@ -49,7 +58,7 @@ class RecordingEnvironment(os._Environ):
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
-        self._note(str(key))
+        self._note(key)
         return super().__contains__(key)
 
     def __iter__(self) -> Iterator[str]:
@@ -64,7 +73,8 @@ class RecordingEnvironment(os._Environ):
         """As `os.environ` does it."""
         return dict(self)
 
-    def _note(self, name: str) -> None:
+    def _note(self, key: object) -> None:
+        name = os.fsdecode(key) if isinstance(key, bytes) else str(key)
         asked: dict[str, set[str]] = type(self).asked
         asked.setdefault(name, set()).add(_module(sys._getframe(2)))
 
@@ -83,11 +93,10 @@ def record_environment() -> tuple[dict[str, set[str]], Callable[[], None]]:
     """Begin to record; return the record, and what ends it."""
     plain = type(os.environ)
     RecordingEnvironment.asked = {}
-    os.environ.__class__ = RecordingEnvironment
-    # os.environb shares the data, and a reader of bytes is rare: it counts as all of it.
+    os.environ.__class__ = os.environb.__class__ = RecordingEnvironment
 
     def end() -> None:
-        os.environ.__class__ = plain
+        os.environ.__class__ = os.environb.__class__ = plain
 
     return RecordingEnvironment.asked, end
 

@@ -25,7 +25,7 @@ HEADER = len(MAGIC) + 4
 MAX_REQUEST = 8 << 20
 FILES = 5  # standard input, output and error, working directory, line to the child
 # Seconds until the stock command is the quicker way: about as long as its imports may take.
-PATIENCE = 15.0
+PATIENCE = 10.0
 HELLO = b"H"  # zygote: the request may come
 READY = b"R"  # child, on the line: + process id, 4 bytes; it waits for GO
 GO = b"G"  # client, on the line: begin

@@ -53,6 +53,18 @@ def unfit() -> str | None:
     return None
 
 
+def complete_models() -> None:
+    """Build the validators of Prefect's models, which it does when each is first used."""
+    from pydantic import BaseModel
+
+    waiting = [BaseModel]
+    while waiting:
+        model = waiting.pop()
+        waiting += model.__subclasses__()
+        if model.__module__.startswith("prefect.") and not model.__pydantic_complete__:
+            model.model_rebuild(raise_errors=False)
+
+
 def renew(own_code: bool) -> str | None:
     """Give a child the settings and the logging of its own environment and working directory.
 

@@ -96,6 +96,7 @@ class Zygote:
                 # It can't be undone here.
                 self.tell(unfit=name, reason=str(error))
                 sys.exit(AGAIN)
+        internals.complete_models()
         self._asked = preloader.finish()
         self._environment = environment
         self._failed = preloader.failed
@@ -251,7 +252,10 @@ class Zygote:
         if imports.threads() != 1:
             self._drain("a thread runs in it")
             return "a thread runs in the zygote"
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            return f"can't fork: {error.strerror}"
         if pid == 0:
             # A copy of the zygote's stack must never return into its loop.
             try:
@@ -296,7 +300,9 @@ class Zygote:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return
-            run = self._runs.pop(pid)
+            run = self._runs.pop(pid, None)
+            if run is None:
+                continue  # what an imported module has started
             with contextlib.suppress(OSError):
                 run.connection.send(client.ENDED + status.to_bytes(4, "big"))
             with contextlib.suppress(KeyError):
