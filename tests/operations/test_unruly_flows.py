@@ -31,10 +31,16 @@ HOST = members("prefect_worker")[0]
 POOLS = ("unruly", "orderly")
 FOLDER = "/srv/unruly"
 DROPINS = "/run/systemd/system"
-LIMITS = "[Service]\nLimitNPROC=300\nLimitDATA=1G\nLimitFSIZE=64M\n" + "".join(
-    f"TemporaryFileSystem={folder}:size=256M,mode=1777,nodev,nosuid\n"
-    for folder in ("/dev/shm", "/tmp", "/var/tmp")
-)
+LIMITS = """[Service]
+LimitNPROC=300
+LimitDATA=1G
+LimitFSIZE=64M
+# Of two for one path, the first would count.
+TemporaryFileSystem=
+TemporaryFileSystem=/dev/shm:size=256M,mode=1777,nodev,nosuid
+TemporaryFileSystem=/tmp:size=256M,mode=1777,nodev,nosuid
+TemporaryFileSystem=/var/tmp:size=256M,mode=1777,nodev,nosuid
+"""
 TOLD = "/var/lib/prefect/unruly"
 NAMES = ("steady", "fork_bomb", "memory_hog", "disk_filler", "many_kinds_of_work", "look_around")
 FLOWS = Path(__file__).with_name("unruly_flows.py")
