@@ -365,6 +365,14 @@ def test_without_tailscale_no_key_is_needed():
         ([{"name": "a", "type": "process"}, {"type": "process"}], "Entry 2 of fleet_work_pools"),
         ([{"name": "a", "type": "docker"}], "'a' in fleet_work_pools has the type 'docker': write"),
         ([{"name": "a"}], "has the type None: write one of: process"),
+        (
+            [{"name": "a", "type": "process", "drain_then": "kill"}],
+            "'a' in fleet_work_pools has drain_then 'kill': write one of: crash, cancel",
+        ),
+        (
+            [{"name": "a", "type": "process", "drain_seconds": "5m"}],
+            "'a' in fleet_work_pools has drain_seconds '5m': write a whole number",
+        ),
         ([{"name": "a", "type": "process"}] * 2, "'a' stands twice in fleet_work_pools: remove"),
     ],
 )

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 SINGLE_GROUPS = ("postgres", "prefect_server", "rustfs")
 POOL_TYPES = ("process",)
+DRAIN_THEN = ("crash", "cancel", "reschedule")
 SUPPORTED = ("Debian", "13")
 AUTHORITY = ("fleet_ca_key", "fleet_ca_certificate")
 MINIMUM_AUTHORITY_DAYS = 30  # that the authority's certificate must still be good for
@@ -188,6 +189,17 @@ def pool_mistakes(pools: Any) -> list[str]:
             mistakes.append(
                 f"The work pool {name!r} in fleet_work_pools has the type {pool.get('type')!r}: "
                 f"write one of: {', '.join(POOL_TYPES)}"
+            )
+        if (then := pool.get("drain_then", DRAIN_THEN[0])) not in DRAIN_THEN:
+            mistakes.append(
+                f"The work pool {name!r} in fleet_work_pools has drain_then {then!r}: "
+                f"write one of: {', '.join(DRAIN_THEN)}"
+            )
+        seconds = pool.get("drain_seconds", 0)
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < 0:
+            mistakes.append(
+                f"The work pool {name!r} in fleet_work_pools has drain_seconds {seconds!r}: "
+                "write a whole number of seconds, such as 300."
             )
         if name in seen:
             mistakes.append(f"The work pool {name!r} stands twice in fleet_work_pools: remove one.")

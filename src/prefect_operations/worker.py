@@ -1,0 +1,115 @@
+"""Start a worker that drains when it is stopped: `python -m prefect_operations.worker`.
+
+The first SIGTERM or SIGINT begins the drain: no run is taken any more, those in hand may finish
+within `--drain-seconds`, and what is left then is ended as `--drain-then` says. The second one ends
+the wait. Exit status: 0 stopped, 1 the worker failed, 2 wrong usage.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from datetime import UTC, datetime
+
+import anyio
+import httpx
+from prefect.settings import get_current_settings
+
+from prefect_operations.draining import THEN, DrainingWorker
+from prefect_operations.notify import say, tell_systemd
+
+# From one try to clear up after an earlier process to the next; seconds.
+_RETRY_SECONDS = 5.0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return what the command line says; the options of `prefect worker start` keep their names."""
+    parser = argparse.ArgumentParser(prog="python -m prefect_operations.worker")
+    parser.add_argument("--pool", required=True, help="work pool")
+    parser.add_argument("--name", required=True, help="name of the worker; no other may have it")
+    parser.add_argument("--type", choices=["process"], default="process")
+    parser.add_argument("--work-queue", action="append", help="queue of the pool; may be repeated")
+    parser.add_argument("--limit", type=int, help="runs at a time")
+    parser.add_argument("--with-healthcheck", action="store_true", help="answer /health")
+    parser.add_argument(
+        "--drain-seconds", type=float, default=60, help="how long runs may go on after a stop"
+    )
+    parser.add_argument(
+        "--drain-then", choices=THEN, default="crash", help="what becomes of runs after that"
+    )
+    return parser.parse_args(argv)
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Run the worker until it has drained."""
+    began = datetime.now(UTC)
+    settings = get_current_settings()
+    worker = DrainingWorker(
+        work_pool_name=arguments.pool,
+        name=arguments.name,
+        work_queues=arguments.work_queue,
+        limit=arguments.limit,
+        create_pool_if_not_found=False,
+        heartbeat_interval_seconds=int(settings.worker.heartbeat_seconds),
+    )
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    serving = asyncio.create_task(
+        worker.start(with_healthcheck=arguments.with_healthcheck, printer=say)
+    )
+    clearing = asyncio.create_task(clear_up(worker, began))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    clearing.cancel()
+    if stop.is_set() and not serving.done():
+        tell_systemd("STOPPING=1")
+        await worker.drain(
+            seconds=arguments.drain_seconds,
+            then=arguments.drain_then,
+            hurry=hurry,
+            tell=say,
+        )
+        serving.cancel()
+    stopping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+async def clear_up(worker: DrainingWorker, began: datetime) -> None:
+    """Mark the runs that an earlier process of this worker, which was killed, has left behind.
+
+    None of their processes lives: systemd kills all of a unit's before it starts the unit anew.
+    """
+    why = f"Worker {worker.name!r} had ended without a word before it was started again."
+    while True:
+        if worker.is_setup:
+            try:
+                for line in await worker.close_left_over(began, why):
+                    say(f"Left over: {line}")
+                return
+            except httpx.HTTPError:
+                pass  # the worker itself says that the API is away
+        await anyio.sleep(0.2 if not worker.is_setup else _RETRY_SECONDS)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the worker, and say why it ended if it was not asked to."""
+    arguments = parse(argv)
+    try:
+        asyncio.run(serve(arguments))
+    except Exception as error:
+        say(f"The worker failed: {type(error).__name__}: {error}")
+        return 1
+    say("Stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+"""Runs survive what is done to a fleet in use: stops, restarts, outages, and the loss of a host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Pending
+from testinfra.host import Host
+
+from lab.podman import podman
+from tests.fleet.conftest import FLEET, Laptop, Site, connect, members
+from tests.operations.test_manifests import ended, wait_for
+
+WORKERS = members("prefect_worker")
+T = TypeVar("T")
+_WAIT_SECONDS = 240
+
+
+class Runs:
+    """Canary runs, which take as many seconds as they are told, on the pool `default`."""
+
+    def __init__(self, laptop: Laptop, site: Site) -> None:
+        self._settings = {PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}
+
+    def ask(self, question: Callable[[PrefectClient], Awaitable[T]]) -> T:
+        """Ask the API; an API that is away is waited for."""
+
+        async def talk() -> T:
+            async with get_client() as client:
+                return await question(client)
+
+        with temporary_settings(self._settings):
+            return asyncio.run(talk())
+
+    def start(self, count: int, seconds: float, pool_queue: str | None = None) -> list[str]:
+        """Start runs that take so long, and return their ids."""
+
+        async def create(client: PrefectClient) -> list[str]:
+            found = await client.read_deployment_by_name(DEPLOYMENT)
+            runs = [
+                await client.create_flow_run_from_deployment(
+                    found.id, parameters={"seconds": seconds}, work_queue_name=pool_queue
+                )
+                for _ in range(count)
+            ]
+            return [str(run.id) for run in runs]
+
+        return self.ask(create)
+
+    def read(self, runs: list[str]) -> list[dict[str, Any]]:
+        """What the API says of runs."""
+
+        async def look(client: PrefectClient) -> list[dict[str, Any]]:
+            body: Any = {"flow_runs": {"id": {"any_": runs}}}
+            return (await client.request("POST", "/flow_runs/filter", json=body)).json()
+
+        return self.ask(look)
+
+    def wait(self, runs: list[str], *states: str) -> list[dict[str, Any]]:
+        """Wait until each of the runs is in one of the states."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            found = self.read(runs)
+            if all(run["state_name"] in states for run in found):
+                return found
+            if time.monotonic() > deadline:
+                shown = [f"{run['name']}: {run['state_name']}: {run['state']}" for run in found]
+                pytest.fail("\n".join(shown), pytrace=False)
+            time.sleep(1)
+
+
+DEPLOYMENT = "canary/operations"
+
+
+@pytest.fixture(scope="module")
+def runs(laptop: Laptop, site: Site) -> Iterator[Runs]:
+    """The canary flow, deployed for the pool `default` as well."""
+    runs = Runs(laptop, site)
+
+    async def deploy(client: PrefectClient) -> str:
+        found = await client.read_deployment_by_name("canary/canary")
+        made = await client.create_deployment(
+            flow_id=found.flow_id,
+            name="operations",
+            work_pool_name="default",
+            entrypoint=found.entrypoint,
+            path=found.path,
+            pull_steps=found.pull_steps,
+            parameter_openapi_schema=found.parameter_openapi_schema.model_dump(),
+        )
+        return str(made)
+
+    made = runs.ask(deploy)
+    yield runs
+
+    async def remove(client: PrefectClient) -> None:
+        await client.delete_deployment(made)
+
+    runs.ask(remove)
+
+
+@contextlib.contextmanager
+def alone(worker: str) -> Iterator[None]:
+    """Leave the pool to one worker host."""
+    others = [name for name in WORKERS if name != worker]
+    for name in others:
+        connect(name).check_output("systemctl stop prefect-worker@default")
+    try:
+        yield
+    finally:
+        for name in others:
+            connect(name).check_output("systemctl start prefect-worker@default")
+
+
+@contextlib.contextmanager
+def pool_settings(worker: str, **options: object) -> Iterator[None]:
+    """Run a host's default worker with other drain options than the inventory's."""
+    host = connect(worker)
+    unit = "/run/systemd/system/prefect-worker@default.service.d"
+    arguments = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+    program = "/opt/prefect/venv/bin/python -m prefect_operations.worker --pool %i"
+    lines = f"[Service]\\nExecStart=\\nExecStart={program} $WORKER_ARGUMENTS {arguments}\\n"
+    host.check_output(f"mkdir -p {unit}")
+    host.check_output(f"printf '{lines.replace('%', '%%')}' > {unit}/test.conf")
+    host.check_output("systemctl daemon-reload && systemctl restart prefect-worker@default")
+    try:
+        yield
+    finally:
+        host.check_output(f"rm -r {unit} && systemctl daemon-reload")
+        host.check_output("systemctl restart prefect-worker@default")
+
+
+def test_a_stopped_worker_lets_its_runs_finish(runs: Runs) -> None:
+    host = WORKERS[0]
+    with alone(host):
+        (run,) = runs.start(1, 8)
+        runs.wait([run], "Running")
+        connect(host).check_output("systemctl stop prefect-worker@default")
+        try:
+            (found,) = runs.read([run])
+            # One that comes meanwhile waits for a worker.
+            (late,) = runs.start(1, 0)
+        finally:
+            connect(host).check_output("systemctl start prefect-worker@default")
+        assert (found["state_name"], found["run_count"]) == ("Completed", 1)
+        runs.wait([late], "Completed")
+    said = connect(host).check_output("journalctl -u prefect-worker@default -n 200 -o cat")
+    assert "Draining: waiting up to 300 s for 1 run" in said
+
+
+@pytest.mark.parametrize(
+    ("then", "state"),
+    [("crash", "Crashed"), ("cancel", "Cancelled"), ("reschedule", "AwaitingRetry")],
+)
+def test_what_outlasts_the_limit_is_ended_as_the_pool_says(
+    runs: Runs, then: str, state: str
+) -> None:
+    host = WORKERS[0]
+    with alone(host), pool_settings(host, drain_seconds=1, drain_then=then):
+        (run,) = runs.start(1, 600)
+        runs.wait([run], "Running")
+        connect(host).check_output("systemctl stop prefect-worker@default")
+        (found,) = runs.read([run])
+        assert found["state_name"] == state, found["state"]
+        assert "was stopped, and the run was not done 1 s later" in found["state"]["message"]
+        if then == "reschedule":
+            runs.ask(lambda client: client.delete_flow_run(run))
+        else:
+            manifest = wait_for(host, run, until=ended)
+            assert manifest["state"]["name"] == state
+
+
+def test_a_killed_worker_takes_its_runs_along_and_says_so(runs: Runs) -> None:
+    host = WORKERS[0]
+    with alone(host):
+        (run,) = runs.start(1, 600)
+        runs.wait([run], "Running")
+        pid = wait_for(host, run, until=lambda one: one["process"]["pid"] > 0)["process"]["pid"]
+        connect(host).check_output("systemctl kill --kill-whom=main -s KILL prefect-worker@default")
+        (found,) = runs.wait([run], "Crashed")
+        assert not connect(host).file(f"/proc/{pid}").exists
+    assert "had ended without a word" in found["state"]["message"]
+
+
+class Load(threading.Thread):
+    """Starts a run every other second until it is stopped."""
+
+    def __init__(self, runs: Runs) -> None:
+        super().__init__()
+        self._runs = runs
+        self._stop = threading.Event()
+        self.started: list[str] = []
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            # A request whose answer is lost may have made a run; nobody asks after that one.
+            with contextlib.suppress(httpx.HTTPError):
+                self.started += self._runs.start(1, 3)
+            self._stop.wait(2)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.join()
+
+
+def survive(runs: Runs, disturb: Callable[[], None]) -> list[dict[str, Any]]:
+    """Do something under a steady load of runs; each of them must end Completed, in one attempt."""
+    load = Load(runs)
+    load.start()
+    try:
+        wait_until(lambda: len(load.started) > 2)
+        disturb()
+        enough = len(load.started) + 2
+        wait_until(lambda: len(load.started) > enough)
+    finally:
+        load.stop()
+    found = runs.wait(load.started, "Completed", "Failed", "Crashed", "Cancelled")
+    assert len(found) == len(load.started)
+    bad = [
+        run["state"] for run in found if (run["state_name"], run["run_count"]) != ("Completed", 1)
+    ]
+    assert bad == []
+    return found
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, f"{_WAIT_SECONDS} s passed without it"
+        time.sleep(0.2)
+
+
+def restart(host: Host, unit: str) -> None:
+    host.check_output("systemctl restart %s", unit)
+
+
+def test_a_rolling_restart_of_all_workers_loses_no_run(runs: Runs) -> None:
+    def roll() -> None:
+        for name in WORKERS:
+            restart(connect(name), "prefect-worker@default")
+
+    survive(runs, roll)
+
+
+@pytest.mark.parametrize(
+    ("group", "unit"),
+    [
+        ("prefect_server", "prefect-server"),
+        ("postgres", "postgresql@17-main"),
+        ("rustfs", "rustfs"),
+    ],
+)
+def test_a_restart_of_a_service_loses_no_run(runs: Runs, site: Site, group: str, unit: str) -> None:
+    def stop_for_a_while() -> None:
+        host = site.first(group)
+        host.check_output("systemctl stop %s", unit)
+        time.sleep(5)
+        host.check_output("systemctl start %s", unit)
+
+    survive(runs, stop_for_a_while)
+
+
+def test_an_outage_longer_than_the_patience_marks_no_healthy_run(runs: Runs, site: Site) -> None:
+    server = site.first("prefect_server")
+    drop_in = "/run/systemd/system/prefect-sweep.service.d"
+    (run,) = runs.start(1, 60)
+    runs.wait([run], "Running")
+    with impatient_sweep(server, drop_in):
+        server.check_output("systemctl stop prefect-server")
+        time.sleep(25)
+        server.check_output("systemctl start prefect-server")
+        (found,) = runs.wait([run], "Completed", "Crashed", "Failed")
+    assert found["state_name"] == "Completed", found["state"]
+
+
+@contextlib.contextmanager
+def impatient_sweep(server: Host, drop_in: str) -> Iterator[None]:
+    """A sweep that takes a worker for dead after 20 s; the workers speak every 5 s."""
+    program = "/opt/prefect/venv/bin/python -m prefect_operations.sweep"
+    lines = f"[Service]\\nExecStart=\\nExecStart={program} --silent-seconds 20 --every-seconds 5\\n"
+    server.check_output(f"mkdir -p {drop_in} && printf '{lines}' > {drop_in}/test.conf")
+    server.check_output("systemctl daemon-reload && systemctl restart prefect-sweep")
+    try:
+        yield
+    finally:
+        server.check_output(f"rm -r {drop_in} && systemctl daemon-reload")
+        server.check_output("systemctl restart prefect-sweep")
+
+
+def test_the_runs_of_a_dead_host_are_marked(runs: Runs) -> None:
+    host = WORKERS[-1]
+    with alone(host):
+        (running,) = runs.start(1, 600)
+        runs.wait([running], "Running")
+        worker = f"{host}-default"
+        podman("kill", FLEET.container(host))
+        try:
+            begun = time.monotonic()
+            # As the host leaves it that dies between taking a run and starting its process.
+            (pending,) = runs.start(1, 0)
+            runs.ask(lambda client: leave_pending(client, pending, worker))
+            (found,) = runs.wait([running], "Crashed")
+            (given_back,) = runs.wait([pending], "AwaitingRetry", "Late")
+            assert time.monotonic() - begun < 180
+        finally:
+            FLEET.up()
+        assert "its host is taken for dead" in found["state"]["message"]
+        assert given_back["run_count"] == 0
+        manifest = wait_for(host, running, until=ended)
+        assert manifest["state"]["name"] == "Crashed"
+        assert "its host is taken for dead" in manifest["state"]["message"]
+        runs.wait([pending], "Completed")
+
+
+async def leave_pending(client: PrefectClient, run: str, worker: str) -> None:
+    await client.set_flow_run_state(run, Pending())
+    await client.update_flow_run_labels(run, {"prefect.worker.name": worker})
