@@ -174,14 +174,15 @@ def look_around() -> None:
 
     def attempt(call: Any, *arguments: Any) -> str:
         try:
-            return f"done: {call(*arguments)!r}"[:200]
+            call(*arguments)
+            return "done"
         except OSError as error:
             return os.strerror(error.errno) if error.errno else str(error)
 
     writable = []
     for folder in NOT_WRITABLE:
         with contextlib.suppress(OSError):
-            (Path(folder) / "by-a-flow").touch()
+            tempfile.TemporaryFile(dir=folder).close()
             writable.append(folder)
     owners = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*")}
     devices = {path.name for path in Path("/dev").glob("[sv]d*")} | {
@@ -194,7 +195,7 @@ def look_around() -> None:
             "devices": sorted(devices),
             "a network of its own": attempt(os.unshare, os.CLONE_NEWNET),
             "mounts of its own": attempt(os.unshare, os.CLONE_NEWNS),
-            "host name": attempt(socket.sethostname, "by-a-flow"),
+            "host name": attempt(socket.sethostname, socket.gethostname()),
             "packets of all": attempt(socket.socket, socket.AF_PACKET, socket.SOCK_RAW),
             "kernel's log": attempt(os.open, "/dev/kmsg", os.O_RDONLY),
             "server's settings": attempt(Path("/etc/prefect/server.env").read_text),
