@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
+from pydantic import TypeAdapter
 from testinfra.host import Host
 
 from lab.podman import podman
@@ -23,6 +25,7 @@ from tests.operations.test_manifests import ended, wait_for
 WORKERS = members("prefect_worker")
 T = TypeVar("T")
 _WAIT_SECONDS = 240
+_AT_A_TIME = 4
 
 
 class Runs:
@@ -189,7 +192,7 @@ def test_a_killed_worker_takes_its_runs_along_and_says_so(runs: Runs) -> None:
 
 
 class Load(threading.Thread):
-    """Starts a run every other second until it is stopped."""
+    """Keeps a few runs open until it is stopped; how many a minute, the machine says."""
 
     def __init__(self, runs: Runs) -> None:
         super().__init__()
@@ -201,8 +204,12 @@ class Load(threading.Thread):
         while not self._stop.is_set():
             # A request whose answer is lost may have made a run; nobody asks after that one.
             with contextlib.suppress(httpx.HTTPError):
-                self.started += self._runs.start(1, 3)
-            self._stop.wait(2)
+                if self._open() < _AT_A_TIME:
+                    self.started += self._runs.start(1, 3)
+            self._stop.wait(1)
+
+    def _open(self) -> int:
+        return sum(run["end_time"] is None for run in self._runs.read(self.started))
 
     def stop(self) -> None:
         self._stop.set()
@@ -294,3 +301,22 @@ def test_the_runs_of_a_dead_host_are_marked(runs: Runs) -> None:
 async def leave_pending(client: PrefectClient, run: str, worker: str) -> None:
     await client.set_flow_run_state(run, Pending())
     await client.update_flow_run_labels(run, {"prefect.worker.name": worker})
+
+
+def test_what_is_old_is_removed_after_the_periods_of_the_inventory(runs: Runs) -> None:
+    async def look(client: PrefectClient) -> dict[str, Any]:
+        return (await client.request("GET", "/admin/settings")).json()["server"]
+
+    server = runs.ask(look)
+    vacuum = server["services"]["db_vacuum"]
+    assert {"events", "flow_runs"} <= set(vacuum["enabled"])
+    day = 24 * 3600
+    assert seconds(vacuum["retention_period"]) == 90 * day
+    assert seconds(server["events"]["retention_period"]) == 7 * day
+    (heartbeats,) = vacuum["event_retention_overrides"].values()
+    assert seconds(heartbeats) == day
+
+
+def seconds(period: str | float) -> float:
+    """Seconds of a period as the API shows it."""
+    return TypeAdapter(timedelta).validate_python(period).total_seconds()
