@@ -13,7 +13,7 @@ from prefect import flow
 def scenario(): return 1
 """
 
-# Run on the server's host, as a client of it. Results go to a folder: no block leads to the storage here.
+# Run on the server's host, as a client of it. Results go to a folder: nothing is deployed here.
 RUN = """
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
