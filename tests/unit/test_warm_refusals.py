@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prefect_fleet.warm import client
-from tests.unit.warm import CLIENT, STOCK, Warm, wait_until, warm_folder
+from tests.unit.warm import CLIENT, STOCK, Warm, children, wait_until, warm_folder
 
 DO = "import os; print(os.getppid())"
 
@@ -101,27 +101,40 @@ def test_working_directory_with_a_module_of_the_same_name(cold: Warm) -> None:
     assert cold.run(do, refused="json in its working directory").stdout == "mine\n"
 
 
-def test_hung_zygote_neither_holds_nor_doubles_a_run(cold: Warm) -> None:
-    started(cold)
-    cold.zygote.send_signal(signal.SIGSTOP)
-    impatient = (
+def run_changed(warm: Warm, change: str) -> "subprocess.CompletedProcess[str]":
+    """Run what notes each beginning, by a client with this change."""
+    changed = (
         f"import sys; sys.path.insert(0, {str(Path(client.__file__).parent)!r}); import client;"
-        "client.PATIENCE = 0.3; client.main(sys.argv[1:])"
+        f"client.{change}; client.main(sys.argv[1:])"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", impatient, str(cold.socket), *STOCK],
-        cwd=cold.work,
-        env=cold.environment | {"DO": "import os; open('began', 'a').write('x')"},
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", changed, str(warm.socket), *STOCK],
+        cwd=warm.work,
+        env=warm.environment | {"DO": "import os; open('began', 'a').write('x')"},
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
+
+
+def test_hung_zygote_neither_holds_nor_doubles_a_run(cold: Warm) -> None:
+    started(cold)
+    cold.zygote.send_signal(signal.SIGSTOP)
+    done = run_changed(cold, "PATIENCE = 0.3")
     assert done.returncode == 0
     assert "timed out" in done.stderr
     cold.zygote.send_signal(signal.SIGCONT)
     # The next one is served, so the one before has been looked at.
     assert cold.run(DO).stdout == f"{cold.zygote.pid}\n"
+    assert (cold.work / "began").read_text() == "x"
+
+
+def test_child_whose_client_turns_away_does_not_begin(cold: Warm) -> None:
+    started(cold)
+    done = run_changed(cold, "READY = b'?'")
+    assert "the answer is of another release" in done.stderr
+    wait_until(lambda: not children(cold.zygote.pid), "the child's end")
     assert (cold.work / "began").read_text() == "x"
 
 

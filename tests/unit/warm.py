@@ -67,7 +67,7 @@ class Warm:
                 self.zygote = subprocess.Popen(
                     [sys.executable, str(driver), *options],
                     pass_fds=numbers,
-                    env=self.environment,
+                    env=self.environment | {"OF_THE_ZYGOTE": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -95,6 +95,7 @@ class Warm:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            umask=0o027,
         )
 
     def run(
