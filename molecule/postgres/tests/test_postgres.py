@@ -17,7 +17,8 @@ except psycopg2.Error as error:
 
 
 def attempt(hosts: Hosts, host: str, **values: str) -> str:
-    program = f"V = {values!r}\n{CONNECT}"
+    verified = {"sslmode": "verify-full", "sslrootcert": "/etc/prefect/ca.pem", **values}
+    program = f"V = {verified!r}\n{CONNECT}"
     return hosts.output(host, "python3", "-", user="nobody", input=program)
 
 
@@ -43,6 +44,20 @@ def test_another_host_and_a_connection_in_the_clear_are_turned_away(
     assert "no pg_hba.conf entry" in answer
     answer = attempt(hosts, "api1", **right, sslmode="disable")
     assert "no pg_hba.conf entry" in answer
+
+
+def test_a_client_that_does_not_know_the_authority_turns_away(
+    hosts: Hosts, secrets: dict[str, str]
+) -> None:
+    answer = attempt(
+        hosts,
+        "api1",
+        host=hosts.address("db1"),
+        user="prefect",
+        password=secrets["fleet_database_password"],
+        sslrootcert="/etc/ssl/certs/ca-certificates.crt",
+    )
+    assert "certificate verify failed" in answer
 
 
 def test_the_servers_role_owns_its_database_and_nothing_else(
