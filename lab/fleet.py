@@ -381,6 +381,11 @@ Host {host.name} {host.address}
                 # By address, not by a name that other fleets have as well: Ansible shares its
                 # ssh connections between runs by what they connect to.
                 members[host.name] = {"ansible_host": str(host.address)}  # type: ignore[index]
+                others = [str(other.address) for other in self.hosts if other != host]
+                if host.name == self.far_end and others:
+                    # The stand-in is no part of the fleet, but on one of its hosts.
+                    let_in = [{"port": STANDIN_PORT, "from": others}]
+                    members[host.name]["firewall_allow"] = let_in  # type: ignore[index]
         variables = {
             "ansible_user": "root",
             "ansible_ssh_common_args": f"-F {self.ssh_config}",
