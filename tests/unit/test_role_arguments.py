@@ -26,7 +26,9 @@ DESCRIBED_ONLY = {
 }
 # Their literal defaults are pages long: the specs say in which file they stand.
 ELSEWHERE = ("fleet_artifacts", "fleet_sandbox")
-SECRET = re.compile(r"_(password|secret|key|token)$|_(auth_string|database_url|dhis2_servers)$")
+SECRET = re.compile(
+    r"_(password|secret|key|token)$|_(auth_string|database_url|dhis2_servers|previous_secrets)$"
+)
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
 _EXPRESSIONS = {"when", "until", "that", "changed_when", "failed_when", "var"}
 # What playbooks set for role `fleet` with set_fact.

@@ -24,6 +24,7 @@ PARAMS = {
     "name": "results",
     "access_key": "reader+writer/1",
     "secret_key": "kW8vB2nQ7xT4mZ1pR9cL",
+    "previous_access_key": "",
 }
 POLICY = "bucket-results"
 CREATE = "create bucket results"
@@ -71,6 +72,10 @@ class Rustfs:
                     return 404, ""
                 user = self.users[query["accessKey"]]
                 return 200, json.dumps({"status": user["status"], "policyName": user["policyName"]})
+            case "GET", "list-users":
+                return 200, json.dumps(self.users)
+            case "DELETE", "remove-user":
+                del self.users[query["accessKey"]]
             case "PUT", "add-user":
                 before = self.users.get(query["accessKey"], {"policyName": ""})
                 self.users[query["accessKey"]] = before | body
@@ -205,6 +210,18 @@ def test_other_buckets_policies_and_users_stay(rustfs: Rustfs, ensure):
     assert set(rustfs.buckets) == {"results", "other"}
     assert ensure() == []
     assert not rustfs.may_use("second", "third", "results")
+
+
+def test_a_user_before_this_one_goes_on_only_while_it_is_named(rustfs: Rustfs, ensure):
+    ensure()
+    new = {"access_key": "new", "secret_key": "zQ6yH3tB8wV5nX2cK7dM"}
+    ensure(**new, previous_access_key=PARAMS["access_key"])
+    assert set(rustfs.users) == {PARAMS["access_key"], "new"}
+    assert ensure(**new, previous_access_key=PARAMS["access_key"]) == []
+    assert ensure(**new, check_mode=True) == ["remove another user of results"]
+    assert set(rustfs.users) == {PARAMS["access_key"], "new"}
+    assert ensure(**new) == ["remove another user of results"]
+    assert set(rustfs.users) == {"new"}
 
 
 def test_check_mode_says_the_same_and_changes_nothing(rustfs: Rustfs, ensure):

@@ -44,6 +44,12 @@ options:
   name: {description: The bucket., type: str, required: true}
   access_key: {description: Access key of the bucket's user., type: str, required: true}
   secret_key: {description: Secret key of the bucket's user., type: str, required: true}
+  previous_access_key:
+    description:
+      - A user of the bucket before this one, who may go on. Every other user with the bucket's
+        policy is removed.
+    type: str
+    default: ""
 author: [prefect-fleet]
 """
 
@@ -191,6 +197,16 @@ def wanted_changes(admin: Admin, root, user, params: dict[str, str]) -> list[tup
                 lambda: admin.change("POST", "idp/builtin/policy/attach", body_attach),
             )
         )
+    users = admin.read("list-users")
+    for other in sorted(users.keys() - {params["access_key"], params["previous_access_key"]}):
+        if f"bucket-{bucket}" in str(users[other].get("policyName", "")).split(","):
+            path_other = f"remove-user?accessKey={quote(other, safe='')}"
+            changes.append(
+                (
+                    f"remove another user of {bucket}",
+                    lambda path=path_other: admin.change("DELETE", path),
+                )
+            )
     # Where all of that is right, only the secret key can keep the user out.
     if not changes and not works(user, bucket):
         changes.append(write_user)
@@ -225,6 +241,7 @@ def main() -> None:
             "endpoint_url": {"type": "str", "required": True},
             "ca_file": {"type": "path", "default": ""},
             "region": {"type": "str", "default": "us-east-1"},
+            "previous_access_key": {"type": "str", "default": "", "no_log": True},
             "name": {"type": "str", "required": True},
             **{key: {"type": "str", "required": True, "no_log": True} for key in keys},
         },
