@@ -73,6 +73,10 @@ def write(inventory: Path, text: str) -> Path:
     return path
 
 
+def read(inventory: Path) -> dict[str, object]:
+    return yaml.safe_load(secrets_of(inventory).read_text())
+
+
 def test_all_that_are_missing_are_generated_and_no_more_the_second_time(
     run: Run, inventory: Path, capsys
 ):
@@ -218,7 +222,65 @@ def test_a_file_that_is_no_mapping_is_left_alone(run: Run, inventory: Path, caps
     assert capsys.readouterr().err.startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("arguments", [[], ["one", "two"], ["/nowhere/inventory"]])
+@pytest.mark.parametrize("arguments", [[], ["one", "two"], ["--unknown", "one"]])
 def test_wrong_usage(run: Run, capsys, arguments: list[str]):
-    assert run(*arguments) == 1
+    with pytest.raises(SystemExit, match="2"):
+        run(*arguments)
     assert capsys.readouterr().err.startswith("usage: ")
+
+
+def test_an_inventory_that_is_not_there_is_named(run: Run, capsys):
+    assert run("/nowhere/inventory") == 1
+    assert "there is no inventory /nowhere/inventory" in capsys.readouterr().err
+
+
+# --- Rotation -------------------------------------------------------------------------------------
+
+
+def test_a_rotation_makes_every_secret_anew_and_keeps_the_old_ones(
+    run: Run, inventory: Path, capsys
+):
+    write(inventory, "tailscale_auth_key: tskey\n")
+    assert run(inventory) == 0
+    before = read(inventory)
+    capsys.readouterr()
+    assert run("--rotate", inventory) == 0
+    after = read(inventory)
+    names = {*make_secrets.secret_names(), *make_secrets.AUTHORITY}
+    assert after.pop("fleet_previous_secrets") == {name: before[name] for name in names}
+    assert after.keys() == before.keys()
+    assert {name for name in names if after[name] == before[name]} == set()
+    assert after["tailscale_auth_key"] == "tskey"
+    assert "fleet_previous_secrets" not in capsys.readouterr().out
+
+
+def test_a_rotation_that_has_not_ended_goes_on_with_the_same_secrets(
+    run: Run, inventory: Path, capsys
+):
+    run(inventory)
+    run("--rotate", inventory)
+    before = read(inventory)
+    capsys.readouterr()
+    assert run("--rotate", inventory) == 0
+    assert read(inventory) == before
+    assert "a rotation goes on" in capsys.readouterr().out
+
+
+def test_the_old_secrets_are_forgotten_and_nothing_else(run: Run, inventory: Path):
+    run(inventory)
+    run("--rotate", inventory)
+    rotated = read(inventory)
+    assert run("--forget", inventory) == 0
+    del rotated["fleet_previous_secrets"]
+    assert read(inventory) == rotated
+    assert run("--forget", inventory) == 0
+    assert read(inventory) == rotated
+
+
+def test_a_rotated_file_stays_encrypted(run: Run, inventory: Path, vault_password: VaultPassword):
+    vault_password("correct horse")
+    run(inventory)
+    run("--rotate", inventory)
+    path = secrets_of(inventory)
+    assert path.read_text().startswith("$ANSIBLE_VAULT")
+    assert path.stat().st_mode & 0o777 == 0o600
