@@ -70,6 +70,9 @@ register-blocks: venv ## Register the block types (a part of deploy)
 create-blocks: venv ## Store the DHIS2 servers of INVENTORY (a part of deploy); ONLY=name, DRY_RUN=1, PRUNE=1
 	@$(PLAYBOOK) playbooks/create_blocks.yml $(CREATE_BLOCKS_OPTIONS)
 
+rotate: venv ## Replace every secret of INVENTORY while its fleet runs
+	@$(PLAYBOOK) playbooks/rotate.yml
+
 run: venv ## Run each deployment once and watch it, then print where the UI is
 	@$(PLAYBOOK) playbooks/run.yml
 

@@ -1,0 +1,134 @@
+"""All secrets are replaced while runs go on; afterwards the old ones open nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.fleet.conftest import FLEET, PROJECT, Laptop, Site
+from tests.fleet.test_network import CONNECT, S3
+from tests.fleet.test_secrets import shapes
+from tests.operations.test_draining import Runs
+
+SECRETS = FLEET.inventory / "group_vars/all/secrets.yml"
+AUTHORITY = "fleet_ca_certificate"
+RUN_SECONDS = 90  # longer than the server, the database and the workers have other secrets
+
+
+def read() -> dict[str, Any]:
+    """The inventory's secrets."""
+    return yaml.safe_load(SECRETS.read_text())
+
+
+class Rotated:
+    """A fleet that was rotated while runs went on: what was before, and how it went."""
+
+    def __init__(self, site: Site, laptop: Laptop, runs: Runs) -> None:
+        self.old = read()
+        self.before = runs.start(2, RUN_SECONDS)
+        runs.wait(self.before, "Running")
+        self.done = subprocess.run(
+            [
+                str(Path(sys.executable).parent / "ansible-playbook"),
+                f"--inventory={FLEET.inventory}",
+                "playbooks/rotate.yml",
+                "--diff",
+                "-v",
+            ],
+            cwd=PROJECT,
+            env={name: value for name, value in os.environ.items() if "ANSIBLE" not in name},
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+        self.new = read()
+        self.site = replace(site, secrets=self.new)
+        self.runs = Runs(laptop, self.site)
+
+
+@pytest.fixture(scope="module")
+def rotated(site: Site, laptop: Laptop, runs: Runs) -> Rotated:
+    """The fleet after `playbooks/rotate.yml`."""
+    rotated = Rotated(site, laptop, runs)
+    # The fixture `runs` removes its deployment in the end.
+    runs.__dict__.update(rotated.runs.__dict__)
+    assert rotated.done.returncode == 0, rotated.done.stdout[-6000:] + rotated.done.stderr
+    return rotated
+
+
+def test_every_secret_is_another_one(rotated: Rotated) -> None:
+    assert rotated.new.keys() == rotated.old.keys()
+    assert [name for name, value in rotated.new.items() if value == rotated.old[name]] == []
+
+
+def test_runs_that_went_on_meanwhile_completed(rotated: Rotated) -> None:
+    for run in rotated.runs.wait(rotated.before, "Completed", "Failed", "Crashed", "Cancelled"):
+        assert run["state_name"] == "Completed", run["state"]
+        assert run["run_count"] == 1
+
+
+def test_runs_complete_afterwards(rotated: Rotated) -> None:
+    (run,) = rotated.runs.wait(rotated.runs.start(1, 0), "Completed", "Failed", "Crashed")
+    assert run["state_name"] == "Completed", run["state"]
+
+
+def test_what_was_printed_has_no_secret(rotated: Rotated) -> None:
+    printed = rotated.done.stdout + rotated.done.stderr
+    shown = [
+        name
+        for secrets in (rotated.old, rotated.new)
+        for name, value in secrets.items()
+        if name != AUTHORITY and any(shape in printed for shape in shapes(name, value))
+    ]
+    assert shown == []
+
+
+def test_the_old_password_is_refused(rotated: Rotated, laptop: Laptop) -> None:
+    url = f"{laptop.url}/version"
+    old = httpx.get(url, auth=("admin", rotated.old["fleet_auth_password"]))
+    assert old.status_code == 401
+    assert httpx.get(url, auth=("admin", rotated.new["fleet_auth_password"])).status_code == 200
+
+
+def test_the_database_refuses_the_old_password(rotated: Rotated) -> None:
+    site = rotated.site
+    server, user = site.first("prefect_server"), "prefect"
+    there = {"host": site.address("postgres"), "user": user}
+    name = "fleet_database_password"
+    answer = site.python(server, CONNECT, **there, password=rotated.new[name])
+    assert answer == "prefect"
+    answer = site.python(server, CONNECT, **there, password=rotated.old[name])
+    assert "InvalidPassword" in answer
+
+
+@pytest.mark.parametrize("user", ["results", "manifests", "root"])
+def test_the_object_storage_refuses_the_old_keys(rotated: Rotated, user: str) -> None:
+    bucket = "results" if user == "root" else user
+    script = f'{S3}\nprint(attempt(client.list_objects_v2, Bucket="{bucket}", MaxKeys=1))'
+    answers = [
+        rotated.site.python(
+            rotated.site.first("prefect_worker"),
+            script,
+            url=rotated.site.storage,
+            access=secrets[f"fleet_rustfs_{user}_access_key"],
+            secret=secrets[f"fleet_rustfs_{user}_secret_key"],
+        )
+        for secrets in (rotated.new, rotated.old)
+    ]
+    assert answers[0] == "done"
+    assert answers[1] in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
+
+
+def test_hosts_trust_the_new_authority_alone(rotated: Rotated) -> None:
+    for host in FLEET.hosts:
+        found = FLEET.run(host.name, "cat /etc/prefect/ca.pem").stdout
+        assert found.strip() == rotated.new[AUTHORITY].strip()
