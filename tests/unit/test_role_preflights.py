@@ -81,6 +81,8 @@ GOOD: dict[str, dict[str, Any]] = {
         "prefect_server_events_retention_days": 7,
         "prefect_server_runs_retention_days": 90,
         "prefect_server_vacuum": "events, flow_runs",
+        "prefect_server_lost_seconds": 90,
+        "prefect_server_sweep_seconds": 15,
         "prefect_server_settings": {"PREFECT_SERVER_API_DEFAULT_LIMIT": 200},
     },
     "prefect_gateway": {
@@ -108,6 +110,9 @@ GOOD: dict[str, dict[str, Any]] = {
         "prefect_worker_first_port": 8080,
         "prefect_worker_canary_pool": "canary",
         "prefect_worker_query_seconds": 0.5,
+        "prefect_worker_drain_seconds": 300,
+        "prefect_worker_heartbeat_seconds": 30,
+        "prefect_worker_run_heartbeat_seconds": 30,
     },
     "prefect_manifests": {
         "prefect_manifests_seconds": 20,
@@ -241,6 +246,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"prefect_server_vacuum": "events,logs"},
         "prefect_server_vacuum is events,logs",
     ),
+    (
+        "prefect_server",
+        {"prefect_server_sweep_seconds": 91},
+        "prefect_server_lost_seconds is 90 and prefect_server_sweep_seconds 91: write seconds",
+    ),
+    ("prefect_server", {"prefect_server_sweep_seconds": 0}, "prefect_server_sweep_seconds 0"),
     ("prefect_server", {"prefect_server_vacuum": ""}, "write one or more of events, flow_runs"),
     (
         "prefect_server",
@@ -300,6 +311,21 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "prefect_worker",
         {"prefect_worker_pools": [POOL | {"environment": {"omp": "1", "A": "it's"}}]},
         "An environment in prefect_worker_pools has omp, A: write names",
+    ),
+    (
+        "prefect_worker",
+        {"prefect_worker_drain_seconds": -1},
+        "The limits of the drains are -1",
+    ),
+    (
+        "prefect_worker",
+        {"prefect_worker_pools": [POOL | {"drain_seconds": -5}]},
+        "The limits of the drains are 300, -5",
+    ),
+    (
+        "prefect_worker",
+        {"prefect_worker_run_heartbeat_seconds": 0},
+        "prefect_worker_run_heartbeat_seconds 0: write 1 or more seconds",
     ),
     ("prefect_worker", {"prefect_worker_query_seconds": 0}, "prefect_worker_query_seconds is 0"),
     (
