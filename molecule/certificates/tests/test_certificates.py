@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from conftest import Hosts
 
 from lab.scenario import Scenario
@@ -63,11 +64,22 @@ def test_the_key_is_the_services_alone(hosts: Hosts) -> None:
     assert hosts.output("host1", "stat", "--format=%U:%G %a", KEY) == "root:games 640"
 
 
-def test_a_client_has_the_authority_and_no_key(hosts: Hosts, secrets: dict[str, str]) -> None:
+def test_a_client_has_the_authority_and_no_key(
+    hosts: Hosts, scenario: Scenario, secrets: dict[str, str]
+) -> None:
     known = hosts.output("client1", "cat", CA_FILE, user="nobody")
-    assert known == secrets["fleet_ca_certificate"].strip()
-    line = secrets["fleet_ca_key"].splitlines()[1]
-    argv = ("grep", "-rlsF", line, "/etc", "/root", "/tmp", "/var/lib", "/var/tmp")
+    inventory = scenario.fleet.inventory / "group_vars/all/secrets.yml"
+    assert known == yaml.safe_load(inventory.read_text())["fleet_ca_certificate"].strip()
+    argv = (
+        "grep",
+        "-rlsF",
+        secrets["fleet_ca_key"],
+        "/etc",
+        "/root",
+        "/tmp",
+        "/var/lib",
+        "/var/tmp",
+    )
     for host in ("host1", "client1"):
         found = hosts.run(host, *argv).stdout
         assert found == ""

@@ -89,3 +89,20 @@ for statement in (
         "api1", "python3", "-", user="nobody", input=f"V = {values!r}\n{program}"
     ).split()
     assert said == ["done"] + ["InsufficientPrivilege"] * 4
+
+
+def test_a_stop_ends_the_sessions_and_leaves_nothing_to_recover(hosts: Hosts) -> None:
+    unit = "postgresql@17-main.service"
+    sleep = "runuser -u postgres -- psql --command 'select pg_sleep(300)' >/dev/null 2>&1 &"
+    hosts.output("db1", "sh", "-c", sleep)
+    try:
+        # Without ending sessions it would wait for them, for an hour.
+        hosts.output("db1", "timeout", "60", "systemctl", "stop", unit)
+        said = hosts.output(
+            "db1", "/usr/lib/postgresql/17/bin/pg_controldata", "/var/lib/postgresql/17/main"
+        )
+        assert "Database cluster state:               shut down\n" in said
+        result = hosts.output("db1", "systemctl", "show", "--property=Result", unit)
+        assert result == "Result=success"
+    finally:
+        hosts.output("db1", "systemctl", "start", unit)
