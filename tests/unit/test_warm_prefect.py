@@ -16,6 +16,7 @@ import pytest
 from prefect import __version__
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Pending
 
@@ -250,9 +251,13 @@ def test_logs_reach_the_server_and_the_caller(runs: Runs) -> None:
     run = runs.create("facts", {"where": str(runs.folder / "logged")})
     _, out = runs.end(run, runs.begin(run, False))
     assert "printed" in out
-    with get_client(sync_client=True) as client:
-        logs = client.read_logs()
-    assert "printed" in [log.message for log in logs if log.flow_run_id == UUID(str(run.id))]
+    ours = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[UUID(str(run.id))]))
+
+    def arrived() -> bool:
+        with get_client(sync_client=True) as client:
+            return "printed" in [log.message for log in client.read_logs(ours)]
+
+    wait_until(arrived, "its log on the server", 60)
 
 
 def test_terminated_run_is_crashed(runs: Runs) -> None:
