@@ -16,9 +16,12 @@ _DAYS = 365
 
 
 def shown(site: Site, group: str) -> tuple[str, int]:
-    """Serial number and days left of the certificate that a service shows to the server's host."""
-    port, start = {"postgres": (5432, "-starttls postgres"), "rustfs": (9000, "")}[group]
-    said = site.first("prefect_server").check_output(
+    """Serial number and days left of the certificate that a service shows to a client's host."""
+    client, port, start = {
+        "postgres": ("prefect_server", 5432, "-starttls postgres"),
+        "rustfs": ("prefect_worker", 9000, ""),
+    }[group]
+    said = site.first(client).check_output(
         f"openssl s_client -connect {site.address(group)}:{port} {start} -verify_return_error "
         f"-verify_ip {site.address(group)} -CAfile /etc/prefect/ca.pem </dev/null 2>/dev/null "
         "| openssl x509 -noout -serial -enddate -dateopt iso_8601"
