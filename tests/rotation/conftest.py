@@ -5,7 +5,7 @@ The fleet has other secrets afterwards, so these tests run last and on a fleet o
 
 from __future__ import annotations
 
+from tests.draining.test_draining import runs
 from tests.fleet.conftest import forward, laptop, site
-from tests.operations.test_draining import runs
 
 __all__ = ["forward", "laptop", "runs", "site"]

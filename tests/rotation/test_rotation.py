@@ -13,10 +13,10 @@ import httpx
 import pytest
 import yaml
 
+from tests.draining.test_draining import Runs
 from tests.fleet.conftest import FLEET, PROJECT, Laptop, Site
 from tests.fleet.test_network import CONNECT, S3
 from tests.fleet.test_secrets import shapes
-from tests.operations.test_draining import Runs
 
 SECRETS = FLEET.inventory / "group_vars/all/secrets.yml"
 AUTHORITY = "fleet_ca_certificate"
