@@ -67,7 +67,6 @@ def test_every_connection_of_the_server_to_its_database_is_encrypted(site: Site)
     [
         ("", "prefect"),
         (f"_CONNECT_ARGS_TLS_CA_FILE={OTHER_AUTHORITIES}", "CERTIFICATE_VERIFY_FAILED"),
-        ("_CONNECT_ARGS_TLS_ENABLED=false", "no encryption"),
     ],
 )
 def test_the_server_verifies_its_database(site: Site, change: str, said: str) -> None:

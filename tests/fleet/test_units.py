@@ -25,14 +25,15 @@ find . -maxdepth 1 -type f -name '*.service' -printf '%f\n'
 for dropin in *.service.d/fleet.conf; do test -f "$dropin" && echo "${dropin%.d/*}"; done
 true
 """
-NOT_OURS = {"dhis2-standin.service"}
+# The far end is no part of the fleet; the firewall's unit leaves no process behind.
+NOT_ASKED = {"dhis2-standin.service", "prefect-firewall.service"}
 LIMITS = ("MemoryMax", "TasksMax", "LimitNPROC")
 
 
 def units(host: str) -> list[str]:
     """Services of the fleet on a host."""
     listed = set(connect(host).check_output("sh -c %s", LIST).split())
-    return sorted(INSTANCES.get(name, name) for name in listed - NOT_OURS)
+    return sorted(INSTANCES.get(name, name) for name in listed - NOT_ASKED)
 
 
 def show(host: str, unit: str, *names: str) -> dict[str, str]:
