@@ -221,7 +221,11 @@ def test_flows_can_do_what_data_flows_do(runs: Runs) -> None:
 
 def test_flows_can_do_nothing_to_the_host(runs: Runs) -> None:
     refused = "Operation not permitted"
-    assert runs.said(runs.start("look_around")) == {
+    said = runs.said(runs.start("look_around"))
+    # Hosts of their own do not have these files at all.
+    for name in ("server's settings", "object storage's keys"):
+        assert said.pop(name) in ("Permission denied", "No such file or directory")
+    assert said == {
         "writable": [],
         "processes of others": [],
         "devices": [],
@@ -230,6 +234,4 @@ def test_flows_can_do_nothing_to_the_host(runs: Runs) -> None:
         "host name": refused,
         "packets of all": "Address family not supported by protocol",
         "kernel's log": "No such file or directory",
-        "server's settings": "Permission denied",
-        "object storage's keys": "Permission denied",
     }
