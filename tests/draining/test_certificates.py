@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from tests.fleet.conftest import Laptop, Site
+from tests.fleet.test_tls import certificate
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 SERVICES = {"postgres": "postgresql@17-main.service", "rustfs": "rustfs.service"}
@@ -17,15 +18,7 @@ _DAYS = 365
 
 def shown(site: Site, group: str) -> tuple[str, int]:
     """Serial number and days left of the certificate that a service shows to a client's host."""
-    client, port, start = {
-        "postgres": ("prefect_server", 5432, "-starttls postgres"),
-        "rustfs": ("prefect_worker", 9000, ""),
-    }[group]
-    said = site.first(client).check_output(
-        f"openssl s_client -connect {site.address(group)}:{port} {start} -verify_return_error "
-        f"-verify_ip {site.address(group)} -CAfile /etc/prefect/ca.pem </dev/null 2>/dev/null "
-        "| openssl x509 -noout -serial -enddate -dateopt iso_8601"
-    )
+    said = certificate(site, group, "-serial", "-enddate", "-dateopt", "iso_8601")
     serial, end = (line.partition("=")[2] for line in said.splitlines())
     seconds = site.first("prefect_server").check_output("date --date=%s +%%s", end)
     return serial, round((int(seconds) - time.time()) / 86400)

@@ -32,7 +32,12 @@ class Runs:
     """Canary runs, which take as many seconds as they are told, on the pool `default`."""
 
     def __init__(self, laptop: Laptop, site: Site) -> None:
-        self._settings = {PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}
+        self._url = laptop.url
+        self.log_in(site)
+
+    def log_in(self, site: Site) -> None:
+        """Go on with the fleet's password of that moment."""
+        self._settings = {PREFECT_API_URL: self._url, PREFECT_API_AUTH_STRING: site.auth}
 
     def ask(self, question: Callable[[PrefectClient], Awaitable[T]]) -> T:
         """Ask the API."""

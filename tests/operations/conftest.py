@@ -24,13 +24,16 @@ CODE = ("deployments", "flows", "prefect.yaml", "scripts", "src")
 def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs one of the project's playbooks as `make` does."""
 
-    def run(name: str, **variables: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, *options: str, timeout: float = 300, **variables: object
+    ) -> subprocess.CompletedProcess[str]:
         settings = [f"--extra-vars={name}={value}" for name, value in variables.items()]
         return subprocess.run(
             [
                 str(Path(sys.executable).parent / "ansible-playbook"),
                 f"--inventory={FLEET.inventory}",
                 f"playbooks/{name}.yml",
+                *options,
                 *settings,
             ],
             cwd=PROJECT,
@@ -38,7 +41,7 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={name: value for name, value in os.environ.items() if "ANSIBLE" not in name},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
             check=False,
         )
 

@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from tests.draining.test_draining import runs
 from tests.fleet.conftest import forward, laptop, site
+from tests.operations.conftest import playbook
 
-__all__ = ["forward", "laptop", "runs", "site"]
+__all__ = ["forward", "laptop", "playbook", "runs", "site"]

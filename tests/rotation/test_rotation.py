@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +12,11 @@ import pytest
 import yaml
 
 from tests.draining.test_draining import Runs
-from tests.fleet.conftest import FLEET, PROJECT, Laptop, Site
+from tests.fleet.conftest import FLEET, Laptop, Site
 from tests.fleet.test_network import CONNECT, S3
 from tests.fleet.test_secrets import shapes
 
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
 SECRETS = FLEET.inventory / "group_vars/all/secrets.yml"
 AUTHORITY = "fleet_ca_certificate"
 RUN_SECONDS = 90  # longer than the server, the database and the workers have other secrets
@@ -31,36 +30,21 @@ def read() -> dict[str, Any]:
 class Rotated:
     """A fleet that was rotated while runs went on: what was before, and how it went."""
 
-    def __init__(self, site: Site, laptop: Laptop, runs: Runs) -> None:
+    def __init__(self, site: Site, runs: Runs, playbook: Playbook) -> None:
         self.old = read()
+        self.runs = runs
         self.before = runs.start(2, RUN_SECONDS)
         runs.wait(self.before, "Running")
-        self.done = subprocess.run(
-            [
-                str(Path(sys.executable).parent / "ansible-playbook"),
-                f"--inventory={FLEET.inventory}",
-                "playbooks/rotate.yml",
-                "--diff",
-                "-v",
-            ],
-            cwd=PROJECT,
-            env={name: value for name, value in os.environ.items() if "ANSIBLE" not in name},
-            capture_output=True,
-            text=True,
-            timeout=1800,
-            check=False,
-        )
+        self.done = playbook("rotate", "--diff", "-v", timeout=1800)
         self.new = read()
         self.site = replace(site, secrets=self.new)
-        self.runs = Runs(laptop, self.site)
+        runs.log_in(self.site)
 
 
 @pytest.fixture(scope="module")
-def rotated(site: Site, laptop: Laptop, runs: Runs) -> Rotated:
+def rotated(site: Site, runs: Runs, playbook: Playbook) -> Rotated:
     """The fleet after `playbooks/rotate.yml`."""
-    rotated = Rotated(site, laptop, runs)
-    # The fixture `runs` removes its deployment in the end.
-    runs.__dict__.update(rotated.runs.__dict__)
+    rotated = Rotated(site, runs, playbook)
     assert rotated.done.returncode == 0, rotated.done.stdout[-6000:] + rotated.done.stderr
     return rotated
 
