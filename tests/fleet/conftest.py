@@ -65,17 +65,6 @@ class Site:
         return f"https://{self.address('rustfs')}:9000"
 
     @property
-    def secret_texts(self) -> list[str]:
-        """Lines that nobody may read who should not; a key in PEM is known by each of its lines."""
-        lines = [
-            line
-            for name, value in self.secrets.items()
-            if name != "fleet_ca_certificate"
-            for line in value.splitlines()
-        ]
-        return [line for line in lines if line and not line.startswith("-----")]
-
-    @property
     def auth(self) -> str:
         return f"admin:{self.secrets['fleet_auth_password']}"
 
