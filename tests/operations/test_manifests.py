@@ -102,7 +102,10 @@ def host_of(run: str) -> str:
 
 def test_a_completed_run_is_described_in_full(laptop: Laptop, site: Site) -> None:
     run = start(laptop, "dhis2_ou/dhis2-ou", "--watch", "--watch-timeout", "240")
-    manifest = wait_for_copy(host_of(run), run)
+    # What the API and the result storage know of it is added some seconds after its end.
+    manifest = wait_for(
+        host_of(run), run, "--from-store", until=lambda copy: ended(copy) and not copy["missing"]
+    )
     assert manifest["state"]["type"] == "COMPLETED"
     assert manifest["run"]["parameters"]["server"] == "dhis2"
     assert manifest["deployment"]["name"] == "dhis2-ou"
