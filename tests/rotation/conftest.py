@@ -5,8 +5,8 @@ The fleet has other secrets afterwards, so these tests run last and on a fleet o
 
 from __future__ import annotations
 
-from tests.draining.test_draining import runs
 from tests.fleet.conftest import forward, laptop, site
 from tests.operations.conftest import playbook
+from tests.outages.test_runs_survive import runs
 
 __all__ = ["forward", "laptop", "playbook", "runs", "site"]

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import yaml
 
-from tests.draining.test_draining import Runs
 from tests.fleet.conftest import FLEET, Laptop, Site
 from tests.fleet.test_network import CONNECT, S3
 from tests.fleet.test_secrets import shapes
+from tests.outages.test_runs_survive import Runs
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 SECRETS = FLEET.inventory / "group_vars/all/secrets.yml"

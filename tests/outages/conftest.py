@@ -1,4 +1,4 @@
-"""Stops, outages and renewals under load: LAB_FLEET=lab pytest tests/draining
+"""Stops, outages and renewals under load: LAB_FLEET=lab pytest tests/outages
 
 These tests stop, kill and restart what a fleet consists of, and take their time.
 """
