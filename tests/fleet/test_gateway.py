@@ -13,8 +13,11 @@ from testinfra.host import Host
 from tests.fleet import gateway
 from tests.fleet.conftest import FLEET, Site, connect, members
 
-# On a fleet of one host the tests, its worker and its server are one source to the gateway.
-SEVERAL_SOURCES = pytest.mark.skipif(len(FLEET.hosts) == 1, reason="all share one address")
+# A worker's connections hold the gateway's counts of its host, and its password is known there.
+A_SOURCE_OF_ITS_OWN = pytest.mark.skipif(
+    all({"prefect_server", "prefect_worker"} & set(host.groups) for host in FLEET.hosts),
+    reason="every host has a server or workers, which ask the gateway from the same address",
+)
 # All that answers without a password, beside the UI's files.
 OPEN = {"GET /api/health", "GET /api/ready"}
 # What Prefect would answer without one as well, if the gateway let it.
@@ -61,9 +64,10 @@ TARGETS = [
 
 
 def asker() -> Host:
-    """The host to ask from: another one than the server's, where there is one."""
-    others = [host.name for host in FLEET.hosts if "prefect_server" not in host.groups]
-    return connect(others[0] if others else FLEET.hosts[0].name)
+    """The host to ask from: one without server and workers where there is one, else a worker's."""
+    groups = ("prefect_server", "prefect_worker")
+    best = min(FLEET.hosts, key=lambda host: [group in host.groups for group in groups])
+    return connect(best.name)
 
 
 def tell_gateway(site: Site, command: str) -> str:
@@ -204,20 +208,20 @@ def test_guesses_are_slowed_and_nobody_else_is(site: Site, fresh: None) -> None:
     asker().check_output("prefect-cli work-pool ls --output json")
 
 
-@SEVERAL_SOURCES
+@A_SOURCE_OF_ITS_OWN
 def test_a_slowed_source_does_not_learn_that_a_password_is_right(site: Site, fresh: None) -> None:
     attempt(site, wrong_passwords(30))
     assert attempt(site, [site.auth.split(":", 1)[1]])[0][0] == 429
 
 
-@SEVERAL_SOURCES
+@A_SOURCE_OF_ITS_OWN
 def test_the_repetition_of_an_old_password_locks_out_nobody(site: Site, fresh: None) -> None:
     answers = attempt(site, wrong_passwords(1) * 60, at_a_time=8)
     assert {status for status, _ in answers} == {401, 429}
     assert attempt(site, [site.auth.split(":", 1)[1]]) == [[200, None]]
 
 
-@SEVERAL_SOURCES
+@A_SOURCE_OF_ITS_OWN
 def test_a_stranger_opens_no_more_websockets_than_it_may_guess(site: Site, fresh: None) -> None:
     codes = json.loads(site.python(asker(), gateway.STRANGER, host=site.address("prefect_server")))
     assert set(codes) == {1008, 429}
