@@ -16,7 +16,7 @@ except psycopg2.Error as error:
 """
 
 
-def attempt(hosts: Hosts, host: str, **values: str) -> str:
+def attempt(hosts: Hosts, host: str, /, **values: str) -> str:
     verified = {"sslmode": "verify-full", "sslrootcert": "/etc/prefect/ca.pem", **values}
     program = f"V = {verified!r}\n{CONNECT}"
     return hosts.output(host, "python3", "-", user="nobody", input=program)
