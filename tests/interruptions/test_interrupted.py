@@ -32,7 +32,8 @@ def interrupt(task: int, seconds: float) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-        "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
+        # The project's own as well, as ansible.cfg has them.
+        "ANSIBLE_CALLBACK_PLUGINS": f"{PROJECT / 'plugins/callback'}:{CALLBACKS}",
         "ANSIBLE_CALLBACKS_ENABLED": "interrupt",
         "ANSIBLE_NOCOLOR": "1",
         "INTERRUPT_TASK": str(task),
