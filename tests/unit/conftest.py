@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -40,6 +41,11 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-fleet-tests-")
 os.environ["PREFECT_FLEET_DATA"] = str(Path(os.environ["PREFECT_HOME"], "fleet"))
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
+
+# A shell lets what it starts in the background ignore the one, nohup the other, and so would all
+# that the tests start: they end some of it that way.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config: pytest.Config) -> None:
