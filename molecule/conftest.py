@@ -50,7 +50,8 @@ class Hosts:
 
     def prefect(self, host: str, program: str, /, **values: object) -> str:
         """Run Python in a host's Prefect environment, as a client; values arrive as `V`."""
-        shell = "set -a; . /etc/prefect/client.env; exec /opt/prefect/venv/bin/python -"
+        # Prefect looks for a .env in the current folder, which that user may not read in root's.
+        shell = "cd / && set -a && . /etc/prefect/client.env && exec /opt/prefect/venv/bin/python -"
         text = f"V = {values!r}\n{program}"
         return self.output(host, "sh", "-c", shell, user="prefect", input=text)
 
