@@ -30,7 +30,8 @@ class Hosts:
         words = argv if user == "root" else ("runuser", "-u", user, "--", *argv)
         quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
         return subprocess.run(
-            ["ssh", "-F", str(fleet.ssh_config), fleet.host(host).name, quoted],
+            # Prefect looks for a .env in the current folder, and root's is closed to others.
+            ["ssh", "-F", str(fleet.ssh_config), fleet.host(host).name, f"cd / && {quoted}"],
             input=input, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
@@ -50,8 +51,7 @@ class Hosts:
 
     def prefect(self, host: str, program: str, /, **values: object) -> str:
         """Run Python in a host's Prefect environment, as a client; values arrive as `V`."""
-        # Prefect looks for a .env in the current folder, which that user may not read in root's.
-        shell = "cd / && set -a && . /etc/prefect/client.env && exec /opt/prefect/venv/bin/python -"
+        shell = "set -a; . /etc/prefect/client.env; exec /opt/prefect/venv/bin/python -"
         text = f"V = {values!r}\n{program}"
         return self.output(host, "sh", "-c", shell, user="prefect", input=text)
 
