@@ -98,7 +98,12 @@ def probe(host: str, user: str) -> dict[str, list[str]]:
     """What the user can find on the host: names of secrets, and the places of each."""
     argv = ["ssh", "-F", str(FLEET.ssh_config), host]
     # The program is the argument; what it looks for is not.
-    argv.append(shlex.join(["runuser", "-u", user, "--", "python3", "-c", PROBE]))
+    words = shlex.join(["runuser", "-u", user, "--", "python3", "-c", PROBE])
+    if user == "prefect" and host in members("prefect_worker"):
+        # Where flows are: their unit does not see what systemd hands to other units of their user.
+        worker = "systemctl show --value --property=MainPID prefect-worker@default"
+        words = f"nsenter --mount --target $({worker}) -- {words}"
+    argv.append(words)
     done = subprocess.run(argv, input=wanted(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -138,4 +143,7 @@ def test_root_finds_only_what_the_host_needs(site: Site, host: str) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_flows_find_the_auth_string_and_nothing_else(site: Site, host: str) -> None:
-    assert set(probe(host, "prefect")) == {"fleet_auth_password"}
+    found = probe(host, "prefect")
+    places = found.pop("fleet_auth_password")
+    assert places != []
+    assert found == {}
