@@ -202,22 +202,22 @@ class Load(threading.Thread):
     def __init__(self, runs: Runs) -> None:
         super().__init__()
         self._runs = runs
-        self._stop = threading.Event()
+        self._enough = threading.Event()
         self.started: list[str] = []
 
     def run(self) -> None:
-        while not self._stop.is_set():
+        while not self._enough.is_set():
             # A request whose answer is lost may have made a run; nobody asks after that one.
             with contextlib.suppress(httpx.HTTPError):
                 if self._open() < _AT_A_TIME:
                     self.started += self._runs.start(1, 3)
-            self._stop.wait(1)
+            self._enough.wait(1)
 
     def _open(self) -> int:
         return sum(run["end_time"] is None for run in self._runs.read(self.started))
 
     def stop(self) -> None:
-        self._stop.set()
+        self._enough.set()
         self.join()
 
 
