@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from prefect_fleet.warm import client
+from prefect_fleet.warm.zygote import identity
 from tests.unit.warm import CLIENT, STOCK, Warm, children, wait_until, warm_folder
 
 DO = "import os; print(os.getppid())"
@@ -210,3 +211,18 @@ def test_what_runs_import_is_learned(cold: Warm) -> None:
     assert json.loads(cold.settings.state.read_text())["loaded"] == ["colorsys"]
     # Not imported for a run that does not import it.
     assert cold.run("import sys; print('colorsys' in sys.modules)").stdout == "False\n"
+
+
+def test_a_folder_of_packages_changes_by_what_is_installed(tmp_path: Path) -> None:
+    metadata = tmp_path / "package-1.dist-info"
+    metadata.mkdir()
+    before = identity(str(tmp_path))
+    # What Python makes where it compiles a package of one file for the first time.
+    (tmp_path / "__pycache__").mkdir()
+    assert identity(str(tmp_path)) == before
+    # The same version again.
+    os.utime(metadata, ns=(1, 1))
+    again = identity(str(tmp_path))
+    assert again != before
+    metadata.rename(tmp_path / "package-2.dist-info")
+    assert identity(str(tmp_path)) != again

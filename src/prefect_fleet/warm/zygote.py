@@ -14,8 +14,10 @@ import random
 import selectors
 import signal
 import socket
+import stat
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -340,12 +342,27 @@ def ending(status: int) -> str:
 
 
 def identity(path: str) -> tuple[int, ...] | None:
-    """Return what changes when another file takes a path, or None where there is none."""
+    """Return what changes when another file takes a path, or None where there is none.
+
+    A folder of packages changes by what is installed. Its own time would change as well when Python
+    begins to keep compiled files in it.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116
+        if stat.S_ISDIR(status.st_mode):
+            return status.st_dev, status.st_ino, hash(frozenset(_installed(path)))
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _installed(folder: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name != "__pycache__":
+                # Installing the same version again makes its metadata anew.
+                is_metadata = entry.name.endswith(".dist-info")
+                yield entry.name, entry.stat().st_mtime_ns if is_metadata else 0
 
 
 def read_learned(path: Path) -> list[str]:
