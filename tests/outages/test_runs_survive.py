@@ -16,7 +16,6 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 from pydantic import TypeAdapter
-from testinfra.host import Host
 
 from lab.podman import podman
 from tests.fleet.conftest import FLEET, Laptop, Site, connect, members
@@ -26,6 +25,7 @@ WORKERS = members("prefect_worker")
 T = TypeVar("T")
 _WAIT_SECONDS = 240
 _AT_A_TIME = 4
+_RUN_SECONDS = 5
 
 
 class Runs:
@@ -210,24 +210,32 @@ class Load(threading.Thread):
             # A request whose answer is lost may have made a run; nobody asks after that one.
             with contextlib.suppress(httpx.HTTPError):
                 if self._open() < _AT_A_TIME:
-                    self.started += self._runs.start(1, 3)
+                    self.started += self._runs.start(1, _RUN_SECONDS)
             self._enough.wait(1)
 
     def _open(self) -> int:
         return sum(run["end_time"] is None for run in self._runs.read(self.started))
+
+    def wait_for_run_on(self, host: str = "") -> None:
+        """Wait until one of the runs is running, on that host if one is named."""
+
+        def is_there(run: dict[str, Any]) -> bool:
+            place = run["infrastructure_pid"] or ""
+            return run["state_name"] == "Running" and place.startswith(f"{host}:" if host else "")
+
+        wait_until(lambda: any(is_there(run) for run in self._runs.read(self.started)))
 
     def stop(self) -> None:
         self._enough.set()
         self.join()
 
 
-def survive(runs: Runs, disturb: Callable[[], None]) -> list[dict[str, Any]]:
+def survive(runs: Runs, disturb: Callable[[Load], None]) -> None:
     """Do something under a steady load of runs; each of them must end Completed, in one attempt."""
     load = Load(runs)
     load.start()
     try:
-        wait_until(lambda: len(load.started) > 2)
-        disturb()
+        disturb(load)
         enough = len(load.started) + 2
         wait_until(lambda: len(load.started) > enough)
     finally:
@@ -238,7 +246,6 @@ def survive(runs: Runs, disturb: Callable[[], None]) -> list[dict[str, Any]]:
         run["state"] for run in found if (run["state_name"], run["run_count"]) != ("Completed", 1)
     ]
     assert bad == []
-    return found
 
 
 def wait_until(what: Callable[[], bool]) -> None:
@@ -248,22 +255,20 @@ def wait_until(what: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def restart(host: Host, unit: str) -> None:
-    host.check_output("systemctl restart %s", unit)
-
-
 def test_a_rolling_restart_of_all_workers_loses_no_run(runs: Runs) -> None:
-    def roll() -> None:
+    def roll(load: Load) -> None:
         for name in WORKERS:
-            restart(connect(name), "prefect-worker@default")
+            load.wait_for_run_on(name)
+            connect(name).check_output("systemctl restart prefect-worker@default")
 
     survive(runs, roll)
 
 
 def test_restarts_of_what_runs_need_lose_no_run(runs: Runs, site: Site) -> None:
-    def restart_one_by_one() -> None:
+    def restart_one_by_one(load: Load) -> None:
         for group, unit in SERVICES.items():
             host = site.first(group)
+            load.wait_for_run_on()
             host.check_output("systemctl stop %s", unit)
             time.sleep(3)
             host.check_output("systemctl start %s", unit)
