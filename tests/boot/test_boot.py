@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from lab.podman import LabError
-from tests.fleet.conftest import FLEET, Site, connect, members
+from tests.fleet.conftest import FLEET, Site, connect, members, wait_until
 
 # What needs neither another host nor the tailnet.
 ALONE = {
@@ -22,16 +21,8 @@ WAITING = {
     "prefect_server": ["prefect-server"],
     "prefect_worker": ["prefect-worker@default", "prefect-worker@projections-local"],
 }
-_HEAL_SECONDS = 240
 _LATE_SECONDS = 30
 _LATE = "/etc/systemd/system/tailscaled.service.d/late.conf"
-
-
-def wait_until(what: Callable[[], bool], problem: str) -> None:
-    deadline = time.monotonic() + _HEAL_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, f"{problem} after {_HEAL_SECONDS} s"
-        time.sleep(1)
 
 
 def states(units: dict[str, list[str]]) -> dict[str, str]:

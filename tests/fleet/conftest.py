@@ -25,6 +25,7 @@ from lab.fleet import PROJECT, Fleet
 
 FLEET = Fleet.load(os.environ.get("LAB_FLEET", "lab"))
 _READY_SECONDS = 180
+_WAIT_SECONDS = 240
 _connections: dict[str, Host] = {}
 
 
@@ -90,6 +91,14 @@ class Site:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+
+def wait_until(what: Callable[[], bool], problem: str) -> None:
+    """Wait until something holds; the test fails with the problem if it goes on not to."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, f"{problem} after {_WAIT_SECONDS} s"
+        time.sleep(0.5)
 
 
 def free_port() -> int:
@@ -176,4 +185,4 @@ def laptop(
     return Laptop(folder, url)
 
 
-__all__ = ["FLEET", "PROJECT", "Laptop", "Site", "connect", "free_port", "members"]
+__all__ = ["FLEET", "PROJECT", "Laptop", "Site", "connect", "free_port", "members", "wait_until"]

@@ -143,7 +143,4 @@ def test_root_finds_only_what_the_host_needs(site: Site, host: str) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_flows_find_the_auth_string_and_nothing_else(site: Site, host: str) -> None:
-    found = probe(host, "prefect")
-    places = found.pop("fleet_auth_password")
-    assert places != []
-    assert found == {}
+    assert probe(host, "prefect").keys() == {"fleet_auth_password"}

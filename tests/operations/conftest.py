@@ -17,11 +17,13 @@ import pytest
 
 from tests.fleet.conftest import FLEET, PROJECT, forward, laptop, site
 
+# Runs one of the playbooks by its name, with options and, by keyword, variables.
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
 CODE = ("deployments", "flows", "prefect.yaml", "scripts", "src")
 
 
 @pytest.fixture(scope="session")
-def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+def playbook() -> Playbook:
     """Return a function that runs one of the project's playbooks as `make` does."""
 
     def run(
@@ -61,4 +63,4 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-__all__ = ["code", "forward", "laptop", "playbook", "site"]
+__all__ = ["Playbook", "code", "forward", "laptop", "playbook", "site"]

@@ -6,14 +6,13 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fleet.conftest import PROJECT, Laptop, connect, members
-
-Playbook = Callable[..., subprocess.CompletedProcess[str]]
+from tests.operations.conftest import Playbook
 
 FLOW = """
 from prefect import flow

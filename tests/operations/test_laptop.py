@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.fleet.conftest import Laptop, Site
+from tests.operations.conftest import Playbook
 
 
 def test_env_is_written_from_the_fleet(
     laptop: Laptop,
     site: Site,
-    playbook: Callable[..., subprocess.CompletedProcess[str]],
+    playbook: Playbook,
     tmp_path: Path,
 ) -> None:
     env = tmp_path / ".env"

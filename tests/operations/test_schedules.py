@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.fleet.conftest import Laptop
+from tests.operations.conftest import Playbook
 
 KINDS = {
     "dhis2_connection/dhis2-connection": ["--cron", "* * * * *", "--timezone", "Europe/Oslo"],
@@ -20,9 +20,7 @@ _WAIT_SECONDS = 240
 
 
 @pytest.fixture
-def scheduled(
-    laptop: Laptop, playbook: Callable[..., subprocess.CompletedProcess[str]]
-) -> Iterator[None]:
+def scheduled(laptop: Laptop, playbook: Playbook) -> Iterator[None]:
     """Give each deployment its kind of schedule, every minute; then put the files' ones back."""
     for name, options in KINDS.items():
         command = ["deployment", "schedule", "create", name, *options, "--replace", "--accept-yes"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Callable
 
 from tests.fleet.conftest import Laptop, Site
 from tests.fleet.test_tls import certificate
+from tests.operations.conftest import Playbook
 
-Playbook = Callable[..., subprocess.CompletedProcess[str]]
 SERVICES = {"postgres": "postgresql@17-main.service", "rustfs": "rustfs.service"}
 _TAKEN_UP_SECONDS = 60
 _DAYS = 365

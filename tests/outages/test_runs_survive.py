@@ -18,7 +18,7 @@ from prefect.states import Pending
 from pydantic import TypeAdapter
 
 from lab.podman import podman
-from tests.fleet.conftest import FLEET, Laptop, Site, connect, members
+from tests.fleet.conftest import FLEET, Laptop, Site, connect, members, wait_until
 from tests.operations.test_manifests import ended, wait_for
 
 WORKERS = members("prefect_worker")
@@ -223,7 +223,10 @@ class Load(threading.Thread):
             place = run["infrastructure_pid"] or ""
             return run["state_name"] == "Running" and place.startswith(f"{host}:" if host else "")
 
-        wait_until(lambda: any(is_there(run) for run in self._runs.read(self.started)))
+        wait_until(
+            lambda: any(is_there(run) for run in self._runs.read(self.started)),
+            f"no run on {host}" if host else "no run",
+        )
 
     def stop(self) -> None:
         self._enough.set()
@@ -237,7 +240,7 @@ def survive(runs: Runs, disturb: Callable[[Load], None]) -> None:
     try:
         disturb(load)
         enough = len(load.started) + 2
-        wait_until(lambda: len(load.started) > enough)
+        wait_until(lambda: len(load.started) > enough, "no two more runs were made")
     finally:
         load.stop()
     found = runs.wait(load.started, "Completed", "Failed", "Crashed", "Cancelled")
@@ -246,13 +249,6 @@ def survive(runs: Runs, disturb: Callable[[Load], None]) -> None:
         run["state"] for run in found if (run["state_name"], run["run_count"]) != ("Completed", 1)
     ]
     assert bad == []
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, f"{_WAIT_SECONDS} s passed without it"
-        time.sleep(0.2)
 
 
 def test_a_rolling_restart_of_all_workers_loses_no_run(runs: Runs) -> None:
@@ -272,7 +268,7 @@ def test_restarts_of_what_runs_need_lose_no_run(runs: Runs, site: Site) -> None:
             host.check_output("systemctl stop %s", unit)
             time.sleep(3)
             host.check_output("systemctl start %s", unit)
-            wait_until(lambda: is_ready(site))
+            wait_until(lambda: is_ready(site), "the API is not ready")
 
     survive(runs, restart_one_by_one)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +12,9 @@ import yaml
 from tests.fleet.conftest import FLEET, Laptop, Site
 from tests.fleet.test_network import CONNECT, S3
 from tests.fleet.test_secrets import shapes
+from tests.operations.conftest import Playbook
 from tests.outages.test_runs_survive import Runs
 
-Playbook = Callable[..., subprocess.CompletedProcess[str]]
 SECRETS = FLEET.inventory / "group_vars/all/secrets.yml"
 AUTHORITY = "fleet_ca_certificate"
 RUN_SECONDS = 90  # longer than the server, the database and the workers have other secrets
