@@ -17,7 +17,7 @@ import pytest
 
 from tests.fleet.conftest import FLEET, PROJECT, forward, laptop, site
 
-# Runs one of the playbooks by its name, with options and, by keyword, variables.
+# Runs one of the playbooks by its name, with options, environment and, by keyword, variables.
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 CODE = ("deployments", "flows", "prefect.yaml", "scripts", "src")
 
@@ -27,8 +27,14 @@ def playbook() -> Playbook:
     """Return a function that runs one of the project's playbooks as `make` does."""
 
     def run(
-        name: str, *options: str, timeout: float = 300, **variables: object
+        name: str,
+        *options: str,
+        timeout: float = 300,
+        environment: dict[str, str] | None = None,
+        **variables: object,
     ) -> subprocess.CompletedProcess[str]:
+        # Molecule's settings are not those of a user.
+        inherited = {name: value for name, value in os.environ.items() if "ANSIBLE" not in name}
         settings = [f"--extra-vars={name}={value}" for name, value in variables.items()]
         return subprocess.run(
             [
@@ -39,8 +45,7 @@ def playbook() -> Playbook:
                 *settings,
             ],
             cwd=PROJECT,
-            # Molecule's settings are not those of a user.
-            env={name: value for name, value in os.environ.items() if "ANSIBLE" not in name},
+            env={**inherited, **(environment or {})},
             capture_output=True,
             text=True,
             timeout=timeout,

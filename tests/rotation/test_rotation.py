@@ -1,8 +1,15 @@
-"""All secrets are replaced while runs go on; afterwards the old ones open nothing."""
+"""All secrets are replaced while runs go on; afterwards the old ones open nothing.
+
+Meanwhile the inventory keeps them as it would in git: encrypted by ansible-vault.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import secrets
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,29 +27,54 @@ AUTHORITY = "fleet_ca_certificate"
 RUN_SECONDS = 90  # longer than the server, the database and the workers have other secrets
 
 
-def read() -> dict[str, Any]:
-    """The inventory's secrets."""
-    return yaml.safe_load(SECRETS.read_text())
+@dataclass(frozen=True)
+class Vault:
+    """The inventory's secrets, encrypted with the password in a file."""
+
+    password: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"ANSIBLE_VAULT_PASSWORD_FILE": str(self.password)}
+
+    def do(self, action: str) -> str:
+        """Run one of ansible-vault's actions on them."""
+        argv = ["ansible-vault", action, f"--vault-password-file={self.password}", str(SECRETS)]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    def read(self) -> dict[str, Any]:
+        return yaml.safe_load(self.do("view"))
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]:
+    """The vault; the secrets are in the clear again afterwards."""
+    password = tmp_path_factory.mktemp("vault") / "password"
+    password.write_text(secrets.token_hex())
+    vault = Vault(password)
+    vault.do("encrypt")
+    yield vault
+    vault.do("decrypt")
 
 
 class Rotated:
     """A fleet that was rotated while runs went on: what was before, and how it went."""
 
-    def __init__(self, site: Site, runs: Runs, playbook: Playbook) -> None:
-        self.old = read()
+    def __init__(self, site: Site, runs: Runs, playbook: Playbook, vault: Vault) -> None:
+        self.old = vault.read()
         self.runs = runs
         self.before = runs.start(2, RUN_SECONDS)
         runs.wait(self.before, "Running")
-        self.done = playbook("rotate", "--diff", "-v", timeout=1800)
-        self.new = read()
+        self.done = playbook("rotate", "--diff", "-v", timeout=1800, environment=vault.environment)
+        self.new = vault.read()
         self.site = replace(site, secrets=self.new)
         runs.log_in(self.site)
 
 
 @pytest.fixture(scope="module")
-def rotated(site: Site, runs: Runs, playbook: Playbook) -> Rotated:
+def rotated(site: Site, runs: Runs, playbook: Playbook, vault: Vault) -> Rotated:
     """The fleet after `playbooks/rotate.yml`."""
-    rotated = Rotated(site, runs, playbook)
+    rotated = Rotated(site, runs, playbook, vault)
     assert rotated.done.returncode == 0, rotated.done.stdout[-6000:] + rotated.done.stderr
     return rotated
 
@@ -50,6 +82,10 @@ def rotated(site: Site, runs: Runs, playbook: Playbook) -> Rotated:
 def test_every_secret_is_another_one(rotated: Rotated) -> None:
     assert rotated.new.keys() == rotated.old.keys()
     assert [name for name, value in rotated.new.items() if value == rotated.old[name]] == []
+
+
+def test_the_secrets_are_encrypted_as_before(rotated: Rotated) -> None:
+    assert SECRETS.read_text().startswith("$ANSIBLE_VAULT;")
 
 
 def test_runs_that_went_on_meanwhile_completed(rotated: Rotated) -> None:
@@ -67,8 +103,8 @@ def test_what_was_printed_has_no_secret(rotated: Rotated) -> None:
     printed = rotated.done.stdout + rotated.done.stderr
     shown = [
         name
-        for secrets in (rotated.old, rotated.new)
-        for name, value in secrets.items()
+        for kept in (rotated.old, rotated.new)
+        for name, value in kept.items()
         if name != AUTHORITY and any(shape in printed for shape in shapes(name, value))
     ]
     assert shown == []
@@ -101,10 +137,10 @@ def test_the_object_storage_refuses_the_old_keys(rotated: Rotated, user: str) ->
             rotated.site.first("prefect_worker"),
             script,
             url=rotated.site.storage,
-            access=secrets[f"fleet_rustfs_{user}_access_key"],
-            secret=secrets[f"fleet_rustfs_{user}_secret_key"],
+            access=kept[f"fleet_rustfs_{user}_access_key"],
+            secret=kept[f"fleet_rustfs_{user}_secret_key"],
         )
-        for secrets in (rotated.new, rotated.old)
+        for kept in (rotated.new, rotated.old)
     ]
     assert answers[0] == "done"
     assert answers[1] in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
