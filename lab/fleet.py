@@ -389,6 +389,8 @@ Host {host.name} {host.address}
         variables = {
             "ansible_user": "root",
             "ansible_ssh_common_args": f"-F {self.ssh_config}",
+            # Nothing leaves this machine: to compress a file takes longer than to send it.
+            "mitogen_ssh_compression": False,
             **self.variables,
         }
         if self.far_end:
