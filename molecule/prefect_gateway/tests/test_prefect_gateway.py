@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fleet.conftest import Site, site
-from tests.fleet.test_gateway import *  # noqa: F403 - the same promises as of a whole fleet
-from tests.fleet.test_gateway import attempt, fresh, wrong_passwords
+from tests.gateway.test_gateway import *  # noqa: F403 - the same promises as of a whole fleet
+from tests.gateway.test_gateway import attempt, fresh, wrong_passwords
 
 __all__ = ["fresh", "site"]
 

@@ -10,14 +10,9 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-from tests.fleet import gateway
 from tests.fleet.conftest import FLEET, Site, connect, members
+from tests.gateway import programs
 
-# A worker's connections hold the gateway's counts of its host, and its password is known there.
-A_SOURCE_OF_ITS_OWN = pytest.mark.skipif(
-    all({"prefect_server", "prefect_worker"} & set(host.groups) for host in FLEET.hosts),
-    reason="every host has a server or workers, which ask the gateway from the same address",
-)
 # All that answers without a password, beside the UI's files.
 OPEN = {"GET /api/health", "GET /api/ready"}
 # What Prefect would answer without one as well, if the gateway let it.
@@ -64,26 +59,25 @@ TARGETS = [
 
 
 def asker() -> Host:
-    """The host to ask from: one without server and workers where there is one, else a worker's."""
-    groups = ("prefect_server", "prefect_worker")
-    best = min(FLEET.hosts, key=lambda host: [group in host.groups for group in groups])
-    return connect(best.name)
+    """The host to ask from: one without server and workers."""
+    busy = {"prefect_server", "prefect_worker"}
+    return connect(next(host.name for host in FLEET.hosts if not busy & set(host.groups)))
 
 
 def tell_gateway(site: Site, command: str) -> str:
     """What the gateway's admin socket answers."""
-    return site.python(site.first("prefect_server"), gateway.ADMIN, command=command)
+    return site.python(site.first("prefect_server"), programs.ADMIN, command=command)
 
 
 def walk(site: Site, host: Host, address: str) -> dict[str, Any]:
-    return json.loads(site.python(host, gateway.WALK, host=address))
+    return json.loads(site.python(host, programs.WALK, host=address))
 
 
 def attempt(site: Site, passwords: list[str], at_a_time: int = 1) -> list[list[Any]]:
     """Status and Retry-After for each password."""
     said = site.python(
         asker(),
-        gateway.ATTEMPTS,
+        programs.ATTEMPTS,
         host=site.address("prefect_server"),
         passwords=json.dumps(passwords),
         at_a_time=str(at_a_time),
@@ -95,7 +89,7 @@ def spell(site: Site, name: str) -> dict[str, list[Any]]:
     """Status, type and text for each of TARGETS, at a server of that name."""
     said = site.python(
         asker(),
-        gateway.TARGETS,
+        programs.TARGETS,
         host=site.address("prefect_server"),
         name=name,
         targets=json.dumps(TARGETS),
@@ -184,7 +178,7 @@ def test_websockets_ask_for_the_password(site: Site, fresh: None) -> None:
     answers = json.loads(
         site.python(
             asker(),
-            gateway.SOCKETS,
+            programs.SOCKETS,
             host=site.address("prefect_server"),
             paths=json.dumps(sorted(SOCKETS)),
             token=site.auth,
@@ -208,32 +202,29 @@ def test_guesses_are_slowed_and_nobody_else_is(site: Site, fresh: None) -> None:
     asker().check_output("prefect-cli work-pool ls --output json")
 
 
-@A_SOURCE_OF_ITS_OWN
 def test_a_slowed_source_does_not_learn_that_a_password_is_right(site: Site, fresh: None) -> None:
     attempt(site, wrong_passwords(30))
     assert attempt(site, [site.auth.split(":", 1)[1]])[0][0] == 429
 
 
-@A_SOURCE_OF_ITS_OWN
 def test_the_repetition_of_an_old_password_locks_out_nobody(site: Site, fresh: None) -> None:
     answers = attempt(site, wrong_passwords(1) * 60, at_a_time=8)
     assert {status for status, _ in answers} == {401, 429}
     assert attempt(site, [site.auth.split(":", 1)[1]]) == [[200, None]]
 
 
-@A_SOURCE_OF_ITS_OWN
 def test_a_stranger_opens_no_more_websockets_than_it_may_guess(site: Site, fresh: None) -> None:
-    codes = json.loads(site.python(asker(), gateway.STRANGER, host=site.address("prefect_server")))
+    codes = json.loads(site.python(asker(), programs.STRANGER, host=site.address("prefect_server")))
     assert set(codes) == {1008, 429}
     assert codes.count(1008) <= 25
 
 
 def test_a_change_needs_a_csrf_token(site: Site) -> None:
-    assert site.python(asker(), gateway.CHANGES, api=site.api, auth=site.auth) == "403 403 200"
+    assert site.python(asker(), programs.CHANGES, api=site.api, auth=site.auth) == "403 403 200"
 
 
 def test_automations_act_under_csrf_protection(site: Site) -> None:
-    said = site.python(asker(), gateway.AUTOMATION, api=site.api, token=site.auth)
+    said = site.python(asker(), programs.AUTOMATION, api=site.api, token=site.auth)
     assert said.splitlines()[-1] == "CANCELLED"
 
 
