@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from lab.fleet import Fleet
-from lab.image import ensure_image
+from lab.image import ensure_cache_image, ensure_image
 from lab.podman import LabError, ensure_tools
 from lab.prepared import ensure_prepared_image
 
@@ -73,6 +73,7 @@ def main() -> int:
                 fleet.reboot(arguments.hosts, hard=arguments.hard)
             case "image":
                 base = ensure_image()
+                ensure_cache_image(base)
                 if arguments.prepared:
                     ensure_prepared_image(base)
             case "status":
