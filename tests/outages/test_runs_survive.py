@@ -220,8 +220,8 @@ class Load(threading.Thread):
         """Wait until one of the runs is running, on that host if one is named."""
 
         def is_there(run: dict[str, Any]) -> bool:
-            place = run["infrastructure_pid"] or ""
-            return run["state_name"] == "Running" and place.startswith(f"{host}:" if host else "")
+            worker = run["labels"].get("prefect.worker.name")
+            return run["state_name"] == "Running" and (not host or worker == f"{host}-default")
 
         wait_until(
             lambda: any(is_there(run) for run in self._runs.read(self.started)),
