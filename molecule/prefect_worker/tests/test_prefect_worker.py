@@ -31,7 +31,7 @@ with get_client(sync_client=True) as client:
         }},
     )
 run = run_deployment("scenario/" + V["pool"], timeout=V["seconds"], as_subflow=False)
-print(run.state.type.value, run.infrastructure_pid.split(":")[0])
+print(run.state.type.value, run.labels["prefect.worker.name"])
 """
 
 
@@ -40,9 +40,9 @@ def test_a_run_of_each_pool_completes_on_a_worker_host(hosts: Hosts, pool: str) 
     for worker in WORKERS:
         hosts.output(worker, "sh", "-c", "cat > /srv/scenario.py", input=FLOW)
     values = {"pool": pool, "seconds": 150}
-    state, host = hosts.prefect("core1", RUN, **values).split()
+    state, worker = hosts.prefect("core1", RUN, **values).split()
     assert state == "COMPLETED"
-    assert host in WORKERS
+    assert worker in [f"{host}-{pool}" for host in WORKERS]
 
 
 @pytest.mark.parametrize("worker", WORKERS)
