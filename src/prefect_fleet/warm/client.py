@@ -140,11 +140,17 @@ def follow(connection: _socket.socket, line: _socket.socket, process: int) -> in
         except ProcessLookupError:
             pass  # it has just ended
 
+    # A signal in the moment before a wait would not end the wait: its byte does.
+    awake, waker = _socket.socketpair()
+    for end in (awake, waker):
+        end.setblocking(False)
+    _signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     for number in FORWARDED:
-        # What was ignored from the start is for the run as well.
-        if _signal.getsignal(number) is not _signal.SIG_IGN:
-            _signal.signal(number, forward)
+        # The run may have a handler for what was ignored from the start.
+        _signal.signal(number, forward)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, MASK)
+
+    _wait_for(connection.fileno(), awake)
     try:
         message = connection.recv(64)
     except OSError:
@@ -152,9 +158,7 @@ def follow(connection: _socket.socket, line: _socket.socket, process: int) -> in
     if message[:1] == ENDED:
         return int.from_bytes(message[1:5], "big")
     # The zygote was killed. Its children go on, but only they can say how they end.
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    poll.poll()
+    _wait_for(process, awake)
     line.setblocking(False)
     try:
         message = line.recv(64)
@@ -164,6 +168,15 @@ def follow(connection: _socket.socket, line: _socket.socket, process: int) -> in
         return int.from_bytes(message[1:5], "big") << 8
     report("the run's process ended without a word, and the zygote that would know why has gone")
     return 1 << 8
+
+
+def _wait_for(number: int, awake: _socket.socket) -> None:
+    """Wait until this file can be read, while signals are handled."""
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    poll.register(awake.fileno(), select.POLLIN)
+    while number not in dict(poll.poll()):
+        awake.recv(4096)
 
 
 def end_as(status: int) -> None:
