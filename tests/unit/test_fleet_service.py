@@ -105,7 +105,8 @@ def run(machine: Machine, capsys: pytest.CaptureFixture[str]) -> Callable[..., d
     def run(check: bool = False, **arguments: Any) -> dict[str, Any]:
         if not (machine.folder / "unit").exists():
             (machine.folder / "unit").write_text(machine.text())
-        given = {"name": UNIT, "_ansible_check_mode": check, **arguments}
+        one = {} if "services" in arguments else {"name": UNIT}
+        given = {**one, "_ansible_check_mode": check, **arguments}
         with patch_module_args(given), pytest.raises(SystemExit):
             fleet_service.main()
         return json.loads(capsys.readouterr().out)
@@ -383,3 +384,30 @@ def test_an_answer_that_is_no_http_is_no_health():
         thread.start()
         assert fleet_service.answers(f"http://127.0.0.1:{server.getsockname()[1]}/") is False
         thread.join()
+
+
+def test_a_look_changes_nothing_and_says_what_there_is_to_do(machine: Machine, run):
+    machine.properties["ActiveState"] = "inactive"
+    said = run(look=True)
+    assert (said["changed"], said["why"]) == (False, ["started: it was inactive"])
+    assert machine.calls == []
+
+
+def test_a_look_tells_of_a_service_that_does_not_answer(machine: Machine, run, health: list[int]):
+    port, *_ = health
+    url = f"http://127.0.0.1:{port}/health"
+    health[1:] = [503, 200]
+    said = run(look=True, health_url=url)
+    assert (said["changed"], said["why"]) == (False, [f"not well: {url} does not answer"])
+    assert run(look=True, health_url=url)["why"] == []
+    assert machine.calls == []
+
+
+def test_several_services_are_handled_in_their_order(machine: Machine, run):
+    machine.properties["UnitFileState"] = "disabled"
+    (machine.folder / "unit").write_text(machine.text())
+    newer = machine.file("setting", age=-60)
+    services = [{"name": UNIT}, {"name": UNIT, "files": [str(newer)]}]
+    said = run(services=services)
+    assert said["changed"]
+    assert machine.calls == [f"enable {UNIT}", f"restart {UNIT}"]

@@ -34,6 +34,8 @@ _EXPRESSIONS = {"when", "until", "that", "changed_when", "failed_when", "var"}
 # What playbooks set for role `fleet` with set_fact.
 PUBLISHED = {"fleet_found_artifacts", "fleet_packed_release"}
 _TEMPLATES = jinja2.Environment()
+_GAP = re.compile(r"\{\{.*?\}\}")
+_TEMPLATE_NAME = re.compile(r"'([^' ]+\.j2)'")
 
 
 def read_yaml(path: Path) -> Any:
@@ -136,8 +138,9 @@ def read_by(role: str, file: str) -> set[str]:
     names = names_read(path)
     for key, text in texts(read_yaml(path)):
         if key in ("ansible.builtin.include_tasks", "ansible.builtin.import_tasks", "file"):
-            names |= read_by(role, text) if (folder / "tasks" / text).exists() else set()
-        elif key == "src" and text.endswith(".j2"):
+            for included in (folder / "tasks").glob(_GAP.sub("*", text)):
+                names |= read_by(role, included.name) if included != path else set()
+        elif key == "template" and text.endswith(".j2"):
             names |= names_read(folder / "templates" / text)
     private = read_yaml(folder / "vars/main.yml") if (folder / "vars/main.yml").exists() else {}
     while (
@@ -145,7 +148,9 @@ def read_by(role: str, file: str) -> set[str]:
             name
             for used in names & set(private)
             for _, text in texts(private[used])
-            for name in names_in(text)
+            for name in names_in(text).union(
+                *(names_read(folder / "templates" / file) for file in _TEMPLATE_NAME.findall(text))
+            )
         }
         - names
     ):

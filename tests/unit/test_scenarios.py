@@ -84,5 +84,5 @@ def test_wrong_steps_are_refused(tmp_path: Path, text: str, message: str):
 @pytest.mark.parametrize("fleet", tomllib.loads((REPOSITORY / "lab/fleets.toml").read_text()))
 def test_only_fleets_about_installing_boot_bare(fleet: str):
     assert Fleet.load(fleet).prepared == (
-        fleet not in {"lab", "molecule", "prepared", "base", "prefect"}
+        fleet not in {"lab", "five", "molecule", "prepared", "base", "prefect"}
     )

@@ -14,6 +14,7 @@ import ssl
 import time
 import urllib.request
 from datetime import UTC, datetime
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -25,30 +26,48 @@ description:
     was started, however long ago that was and whoever changed it.
   - Symbolic links count by their own time, so switching one counts as a change.
 options:
-  name: {description: The unit with its suffix., type: str, required: true}
-  files:
-    description: Files that the service reads when it starts. Missing ones are passed over.
+  services:
+    description: The services in their order, each well before the next is looked at.
     type: list
-    elements: path
-    default: []
-  reload_files:
+    elements: dict
+    suboptions:
+      name: {description: The unit with its suffix., type: str, required: true}
+      files:
+        description: Files that the service reads when it starts. Missing ones are passed over.
+        type: list
+        elements: path
+        default: []
+      reload_files:
+        description:
+          - Files that the service reads when it is reloaded as well. Where only these changed since
+            it was started or reloaded, it is reloaded, which ends no connection.
+        type: list
+        elements: path
+        default: []
+      health_url:
+        description:
+          - Where the service says that it is well, with status 200. The module waits for that, and
+            fails with the end of the unit's journal when it does not come or the service keeps
+            ending.
+        type: str
+        default: ""
+      health_ca:
+        description: Certificate of the authority that signed the one of I(health_url).
+        type: path
+        default: ""
+      health_seconds: {description: How long to wait for it., type: int, default: 180}
+  look:
     description:
-      - Files that the service reads when it is reloaded as well. Where only these changed since it
-        was started or reloaded, it is reloaded, which ends no connection.
-    type: list
-    elements: path
-    default: []
-  health_url:
-    description:
-      - Where the service says that it is well, with status 200. The module waits for that, and
-        fails with the end of the unit's journal when it does not come or the service keeps ending.
-    type: str
-    default: ""
-  health_ca:
-    description: Certificate of the authority that signed the one of I(health_url).
-    type: path
-    default: ""
-  health_seconds: {description: How long to wait for it., type: int, default: 180}
+      - Change nothing and wait for nothing. C(why) says what there is to do, a service that does
+        not answer among it.
+    type: bool
+    default: false
+  name: {description: The only service; it has the options of an entry of I(services)., type: str}
+  files: {description: See I(services)., type: list, elements: path, default: []}
+  reload_files: {description: See I(services)., type: list, elements: path, default: []}
+  health_url: {description: See I(services)., type: str, default: ""}
+  health_ca: {description: See I(services)., type: path, default: ""}
+  health_seconds: {description: See I(services)., type: int, default: 180}
 author: [prefect-fleet]
 """
 
@@ -144,10 +163,10 @@ def answers(url: str, authority: str = "") -> bool:
         return False
 
 
-def wait_for_health(module: AnsibleModule, service: Service) -> None:
+def wait_for_health(module: AnsibleModule, service: Service, wanted: dict[str, Any]) -> None:
     """Return when the URL answers; ends the module with the unit's journal if it does not."""
     url, authority, seconds = (
-        module.params[name] for name in ("health_url", "health_ca", "health_seconds")
+        wanted[name] for name in ("health_url", "health_ca", "health_seconds")
     )
     service.show()
     restarts = int(service["NRestarts"] or 0)
@@ -156,7 +175,7 @@ def wait_for_health(module: AnsibleModule, service: Service) -> None:
         service.show()
         ended = int(service["NRestarts"] or 0) - restarts
         if ended > _RESTARTS_TOLERATED or time.monotonic() > deadline:
-            name = module.params["name"]
+            name = wanted["name"]
             happened = f"ended {ended} times" if ended else f"did not answer within {seconds} s"
             lines = f"--lines={_JOURNAL_LINES}"
             _, journal, _ = module.run_command(
@@ -168,20 +187,9 @@ def wait_for_health(module: AnsibleModule, service: Service) -> None:
         time.sleep(0.5)
 
 
-def main() -> None:
-    """Run as an Ansible module."""
-    module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "files": {"type": "list", "elements": "path", "default": []},
-            "reload_files": {"type": "list", "elements": "path", "default": []},
-            "health_url": {"type": "str", "default": ""},
-            "health_ca": {"type": "path", "default": ""},
-            "health_seconds": {"type": "int", "default": 180},
-        },
-        supports_check_mode=True,
-    )
-    name = module.params["name"]
+def ensure(module: AnsibleModule, wanted: dict[str, Any], only_look: bool) -> list[str]:
+    """Make one service run as wanted; gives back what was done, or would be, and why."""
+    name = wanted["name"]
     service = Service(module, name)
     why: list[str] = []
     steps: list[tuple[str, ...]] = []
@@ -195,24 +203,58 @@ def main() -> None:
     if service["UnitFileState"] not in ("enabled", "enabled-runtime", "static"):
         why.append("enabled: it was not")
         steps.append(("enable", name))
-    stale = service.stale(module.params["files"])
+    stale = service.stale(wanted["files"])
     if service["ActiveState"] not in ("active", "activating", "reloading"):
         why.append(f"started: it was {service['ActiveState']}")
         steps.append(("start", name))
     elif stale:
         why.append(f"restarted: changed since it was started: {', '.join(stale)}")
         steps.append(("restart", name))
-    elif unread_files := service.stale_for_reload(module.params["reload_files"]):
+    elif unread_files := service.stale_for_reload(wanted["reload_files"]):
         # One that is just starting, again and again perhaps, cannot be reloaded.
         step = "reload" if service["ActiveState"] == "active" else "restart"
         why.append(f"{step}ed: changed since it was started or reloaded: {', '.join(unread_files)}")
         steps.append((step, name))
-    if not module.check_mode:
+    url = wanted["health_url"]
+    if only_look:
+        if url and not why and not answers(url, wanted["health_ca"]):
+            why.append(f"not well: {url} does not answer")
+    elif not module.check_mode:
         for step in steps:
             service.systemctl(*step)
-        if module.params["health_url"]:
-            wait_for_health(module, service)
-    module.exit_json(changed=bool(steps), why=why)
+        if url:
+            wait_for_health(module, service, wanted)
+    return why
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    more = {
+        "files": {"type": "list", "elements": "path", "default": []},
+        "reload_files": {"type": "list", "elements": "path", "default": []},
+        "health_url": {"type": "str", "default": ""},
+        "health_ca": {"type": "path", "default": ""},
+        "health_seconds": {"type": "int", "default": 180},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "services": {
+                "type": "list",
+                "elements": "dict",
+                "options": {"name": {"type": "str", "required": True}, **more},
+            },
+            "name": {"type": "str"},
+            "look": {"type": "bool", "default": False},
+            **more,
+        },
+        mutually_exclusive=[("name", "services")],
+        required_one_of=[("name", "services")],
+        supports_check_mode=True,
+    )
+    look = module.params["look"]
+    services = module.params["services"] or [module.params]
+    why = [reason for wanted in services for reason in ensure(module, wanted, look)]
+    module.exit_json(changed=bool(why) and not look, why=why)
 
 
 if __name__ == "__main__":
