@@ -334,6 +334,34 @@ class Served:
         return self.state()
 
 
+def test_fleets_worker_forks_runs_and_takes_its_parent_along(runs: Runs) -> None:
+    folder = runs.folder / "fleet"
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="fleet", type="process"))
+    command = [sys.executable, "-m", "prefect_operations.worker", "--pool", "fleet"]
+    command += ["--name", "fleet", "--drain-seconds", "60", "--warm-start", str(folder)]
+    with (runs.folder / "fleet.log").open("w") as log:
+        worker = subprocess.Popen(
+            command,
+            env=runs.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+    wait_until((folder / "fleet.json").exists, "a zygote", 120)
+    run = runs.create("facts", {"where": str(folder / "facts")}, work_pool_name="fleet")
+    wait_until((folder / "facts").exists, (runs.folder / "fleet.log").read_text(), 120)
+    parents = children(worker.pid)
+    worker.terminate()
+    assert worker.wait(120) == 0
+    wait_until(lambda: not any(map(alive, parents)), "the parent's end")
+    said = (runs.folder / "fleet.log").read_text()
+    assert f"flow run {run.id}: ended with status 0" in said
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    assert state is not None
+    assert state.is_completed()
+
+
 def test_cancelled_run_is_cancelled(runs: Runs, worker: int) -> None:
     served = Served(runs, worker)
     # The intent reaches the engine before the signal does, which runs the hook.
