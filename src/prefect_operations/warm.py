@@ -19,6 +19,8 @@ from prefect_operations.notify import say
 
 # From the end of a parent to the next try; seconds.
 _RETRY_SECONDS = 5.0
+# Modules to import beforehand, in the folder of a release.
+_LIST = "warm-imports.txt"
 
 
 class WarmStart:
@@ -36,33 +38,67 @@ class WarmStart:
 
     def command(self) -> str | None:
         """Return what starts a run, or None if the release that is current has no warm starts."""
-        package = importlib.util.find_spec("prefect_fleet")
-        folders = package.submodule_search_locations if package else None
-        # By the path that was asked for: it leads through the link to the current release.
-        client = Path(folders[0], "warm", "client.py") if folders else None
-        if client is None or not client.is_file():
+        source = _source()
+        if source is None:
             return None
+        client = source / "prefect_fleet" / "warm" / "client.py"
         stock = [sys.executable, "-m", "prefect.engine"]
         return shlex.join([sys.executable, "-I", "-S", str(client), str(self._socket), *stock])
 
     async def keep(self) -> None:
         """Keep a parent running until this is cancelled; its runs outlive it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            source = _source()
+            if source is None:
+                say("Runs start by the stock command: the release has no warm starts")
+                while source is None:
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    source = _source()
+            status = await self._run_parent(source)
+            if status:
+                say(f"Runs start by the stock command: the parent of warm starts ended ({status})")
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _run_parent(self, source: Path) -> int:
+        """Run a parent to its end; return its status, which is 0 when another is to follow."""
         command = ["-m", "prefect_fleet.warm.parent", "--pool", self._pool]
         command += ["--state", str(self._folder), "--socket", str(self._socket)]
+        # The folder of the release has another name in each, so the kernel is to go there.
+        command += ["--list", f"{source}/../{_LIST}", "--watch", str(source)]
         # Only the worker itself tells systemd how the unit is.
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-        while True:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             parent = await asyncio.create_subprocess_exec(
-                sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, env=environment
+                sys.executable,
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                env=environment,
+                # Flows can write to the worker's own, and Python would import from there.
+                cwd="/",
             )
-            try:
-                status = await parent.wait()
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    parent.terminate()
-            say(f"Runs start by the stock command: the parent of warm starts ended ({status})")
-            await asyncio.sleep(_RETRY_SECONDS)
+        except OSError as error:
+            say(f"Warm starts cannot begin: {error}")
+            return 1
+        try:
+            return await parent.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                parent.terminate()
+
+
+def _source() -> Path | None:
+    """Return the folder of the current release's packages, by the path that leads there.
+
+    That path leads through the link to the release. None: it has no warm starts.
+    """
+    importlib.invalidate_caches()
+    package = importlib.util.find_spec("prefect_fleet")
+    folders = package.submodule_search_locations if package else None
+    for folder in folders or ():
+        if Path(folder, "warm", "client.py").is_file():
+            return Path(folder).parent
+    return None
 
 
 def configuration(warm: WarmStart) -> type[ProcessJobConfiguration]:

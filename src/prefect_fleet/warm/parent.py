@@ -4,7 +4,8 @@ The socket comes from systemd (`prefect-warm@.socket`), or is made at --socket. 
 imports next to nothing and lives as long as the unit; zygotes come and go. One that has become
 unfit for new runs is followed by another and stays until its children have ended. One that breaks
 at an import is followed by one without that import. Where there is none and can't be, clients are
-told so at once, and the stock command runs.
+told so at once, and the stock command runs. When this file itself is another, this process ends
+with status 0, and whoever keeps it starts the new one.
 """
 
 import argparse
@@ -62,6 +63,7 @@ class Parent:
         self._unfit: dict[str, str] = {}
         self._broken = ""
         self._retry = 0.0
+        self._own = identity()
 
     def run(self) -> None:
         """Serve until a signal ends this process."""
@@ -75,6 +77,9 @@ class Parent:
         self._selector.register(wakeup, selectors.EVENT_READ)
         while True:
             if not self._zygotes and time.monotonic() >= self._retry:
+                if identity() != self._own:
+                    say("the parent ends, for its own code has changed")
+                    return
                 self._start()
             for key, _ in self._selector.select(self._patience()):
                 if key.fileobj is wakeup:
@@ -184,6 +189,15 @@ class Parent:
             connection, _ = self._listening.accept()
             with connection:
                 connection.send(client.REFUSED + self._broken.encode(errors="replace"))
+
+
+def identity() -> tuple[int, int, int] | None:
+    """Return what is another when this program's file is, or None where there is none."""
+    try:
+        status = os.stat(__file__)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size
 
 
 def notify(state: str) -> None:
