@@ -2,6 +2,9 @@
 
 The parent of the forked runs is a child of the worker: a unit of its own would have another /tmp,
 in which a run's working directory is not. A run whose job variables have a command keeps that.
+
+What relies on Prefect's internals is named in `INTERNALS`; a test fails when one of them is no
+longer there.
 """
 
 import asyncio
@@ -13,12 +16,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import prefect.workers.process as process_worker
+from prefect.client.schemas.objects import FlowRun
+from prefect.runner._flow_run_executor import FlowRunExecutor
+from prefect.runner._starter_engine import EngineCommandStarter
+from prefect.settings import get_current_settings
+from prefect.utilities.processutils import sanitize_subprocess_env
 from prefect.workers.process import ProcessJobConfiguration
 
+from prefect_operations.draining import DrainingContext
+from prefect_operations.hooks import HookProcess
 from prefect_operations.notify import say
 
 # From the end of a parent to the next try; seconds.
 _RETRY_SECONDS = 5.0
+# Of an EngineCommandStarter.
+INTERNALS = ("_command", "_cwd", "_env", "_env_overrides_settings", "_isolate_process_group")
+_CLIENT = Path("prefect_fleet", "warm", "client.py")
 # Modules to import beforehand, in the folder of a release.
 _LIST = "warm-imports.txt"
 
@@ -41,9 +55,10 @@ class WarmStart:
         source = _source()
         if source is None:
             return None
-        client = source / "prefect_fleet" / "warm" / "client.py"
         stock = [sys.executable, "-m", "prefect.engine"]
-        return shlex.join([sys.executable, "-I", "-S", str(client), str(self._socket), *stock])
+        return shlex.join(
+            [sys.executable, "-I", "-S", str(source / _CLIENT), str(self._socket), *stock]
+        )
 
     async def keep(self) -> None:
         """Keep a parent running until this is cancelled; its runs outlive it."""
@@ -96,8 +111,8 @@ def _source() -> Path | None:
     package = importlib.util.find_spec("prefect_fleet")
     folders = package.submodule_search_locations if package else None
     for folder in folders or ():
-        if Path(folder, "warm", "client.py").is_file():
-            return Path(folder).parent
+        if (source := Path(folder).parent).joinpath(_CLIENT).is_file():
+            return source
     return None
 
 
@@ -106,8 +121,31 @@ def configuration(warm: WarmStart) -> type[ProcessJobConfiguration]:
 
     class WarmJobConfiguration(ProcessJobConfiguration):
         def prepare_for_flow_run(self, *args: Any, **settings: Any) -> None:
-            if self.command is None:
+            # What Prefect installs for a run is to be in a Python of its own.
+            if self.command is None and not get_current_settings().runner.auto_install_dependencies:
                 self.command = warm.command()
             super().prepare_for_flow_run(*args, **settings)
 
     return WarmJobConfiguration
+
+
+class _Context(DrainingContext):
+    """Starts a run that is forked as Prefect starts those without a command."""
+
+    def create_executor(
+        self, flow_run: FlowRun, starter: Any, *args: Any, **settings: Any
+    ) -> FlowRunExecutor:
+        if isinstance(starter, EngineCommandStarter) and str(_CLIENT) in (starter._command or ""):
+            # The environment of a deployment goes before the worker's own settings, and a signal
+            # to the worker's process group is not for the run.
+            starter._env_overrides_settings = True
+            starter._isolate_process_group = True
+            mine = {"PREFECT__FLOW_RUN_ID": str(flow_run.id)}
+            environment = sanitize_subprocess_env({**os.environ, **starter._env, **mine})
+            settings.pop("resolve_flow", None)
+            settings["hook_runner"] = HookProcess(environment, starter._cwd)
+        return super().create_executor(flow_run, starter, *args, **settings)
+
+
+# As in `draining`.
+process_worker.FlowRunExecutorContext = _Context  # type: ignore[misc]
