@@ -110,6 +110,8 @@ class Zygote:
         self._facts = agreement.process_facts("self")
         gc.collect()
         gc.freeze()
+        # What is made from now on is little, and may not pile up over thousands of runs.
+        gc.enable()
         self._write_state(preloader.loaded)
 
     def _is_own(self, name: str) -> bool:
