@@ -88,6 +88,8 @@ ENDINGS = {
     "is killed": "import os; os.kill(os.getpid(), 9)",
     "aborts": "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()",
     "has exit functions": "import atexit; atexit.register(print, 'at the end')",
+    "has a proxy whose object has gone": "import sys, weakref\n"
+    "class Gone: pass\nsys.kept = weakref.proxy(Gone())",
     "leaves a thread": "import threading, time\n"
     "threading.Thread(target=lambda: (time.sleep(.2), print('later'))).start()",
     "leaves a daemon": "import threading, time\n"

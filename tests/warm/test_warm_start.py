@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import re
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from prefect.states import Cancelling
 
 from tests.fleet.conftest import PROJECT, Laptop, Site, connect, members
+from tests.operations.conftest import Playbook
 from tests.operations.test_deploy import change_count
 
 HOST = members("prefect_worker")[0]
@@ -328,7 +328,6 @@ def test_a_stopped_worker_lets_its_runs_finish(runs: Runs) -> None:
     runs.forked()
 
 
-Playbook = Callable[..., subprocess.CompletedProcess[str]]
 BREAKS = "import os\nos._exit(3)\n"
 
 

@@ -163,7 +163,11 @@ def _run(report: Callable[[], None]) -> int:
         traceback.print_exc()
         status = 1
     report()
-    _end_python()
+    try:
+        _end_python()
+    except BaseException:
+        # As in a Python that ends: it is shown, and the status stays.
+        traceback.print_exc()
     return status
 
 
@@ -182,7 +186,8 @@ def _end_python() -> None:
     atexit._run_exitfuncs()
     # Files that the flow left open. Those of the zygote are frozen, and not among these.
     for one in gc.get_objects():
-        if isinstance(one, io.TextIOWrapper | io.BufferedWriter) and not one.closed:
+        # By its type, for a proxy answers with the class of another object, or not at all.
+        if issubclass(type(one), io.TextIOWrapper | io.BufferedWriter):
             with contextlib.suppress(OSError, ValueError):
                 one.flush()
     for stream in (sys.stdout, sys.stderr):

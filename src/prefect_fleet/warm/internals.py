@@ -39,6 +39,8 @@ PREFIXES = {
     "fsspec.config": "FSSPEC_",
     # For CGI programs.
     "wsgiref.handlers": "wsgi.",
+    # To start `uname`, which is found by it.
+    "platform": "PATH",
 }
 # Settings that `flow` and `task` read when they decorate a function.
 DECORATING = ("flows", "results", "tasks")
