@@ -30,6 +30,22 @@ def read_list(path: Path) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
+def package(name: str) -> str:
+    """Return the outermost package of a module."""
+    return name.partition(".")[0]
+
+
+def is_left_out(name: str, unfit: Iterable[str], core: set[str]) -> bool:
+    """Return whether a module, or another one of its package, has proved unfit.
+
+    Args:
+        name: the module.
+        unfit: those that have.
+        core: packages that the engine imports, which are not left out as a whole.
+    """
+    return name in unfit or package(name) in {package(one) for one in unfit} - core
+
+
 class Unfit(Exception):
     """This process can't be forked from after this import; another must leave it out."""
 

@@ -29,6 +29,8 @@ from prefect_fleet.warm.settings import Settings
 SECONDS_TO_ASK = 2.0
 # Between two looks at whether the code has changed, when nothing happens.
 SECONDS_TO_LOOK = 5.0
+# For runs that begin and end together, that one successor is made for all of them.
+SECONDS_TO_LEARN = 30.0
 # Ways to end, for the parent.
 AGAIN = 75  # <sysexits.h> EX_TEMPFAIL: start another one
 
@@ -50,6 +52,7 @@ class Zygote:
         listening: where clients come.
         parent: line to the parent.
         unfit: modules to leave out, and why.
+        soon: import no more than the release lists.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class Zygote:
         listening: socket.socket,
         parent: socket.socket,
         unfit: dict[str, str],
+        soon: bool,
     ) -> None:
         self._settings = settings
         self._listening = listening
         self._parent = parent
         self._unfit = unfit
+        self._soon = soon
         self._runs: dict[int, Run] = {}
         self._asking: set[Any] = set()
         self._selector = selectors.DefaultSelector()
@@ -70,6 +75,7 @@ class Zygote:
         self._shelf = imports.Shelf()
         self._reports, self._reporting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._learned: dict[str, None] = {}
+        self._learning = 0.0
         self._watched: dict[str, tuple[int, ...] | None] = {}
 
     def tell(self, **what: object) -> None:
@@ -87,9 +93,11 @@ class Zygote:
         if reason := internals.unfit():
             raise imports.Unfit(reason)
         core = list(sys.modules)
+        self._core = set(map(imports.package, core))
         learned = read_learned(self._settings.learned)
-        for name in dict.fromkeys([*imports.read_list(self._settings.list), *learned]):
-            if name in self._unfit:
+        listed = imports.read_list(self._settings.list)
+        for name in dict.fromkeys(listed if self._soon else [*listed, *learned]):
+            if imports.is_left_out(name, self._unfit, self._core):
                 continue
             self.tell(importing=name)
             try:
@@ -104,7 +112,9 @@ class Zygote:
         self._failed = preloader.failed
         self._own_code = any(map(self._is_own, set(sys.modules) - set(core)))
         self._watched = self._stamp()
-        self._known = set(sys.modules)
+        self._later = [name for name in learned if self._is_new(name)]
+        # What is noted and yet not there can't be imported by this name.
+        self._known = {*sys.modules, *learned}
         self._shelf.take(core)
         self._seeded: list[random.Random] = child.generators()
         self._facts = agreement.process_facts("self")
@@ -113,6 +123,12 @@ class Zygote:
         # What is made from now on is little, and may not pile up over thousands of runs.
         gc.enable()
         self._write_state(preloader.loaded)
+
+    def _is_new(self, name: str) -> bool:
+        """Return whether a module might be imported beforehand, and has not been."""
+        if name in sys.modules or name in self._failed:
+            return False
+        return not imports.is_left_out(name, self._unfit, self._core)
 
     def _is_own(self, name: str) -> bool:
         """Return whether a module is neither Python's nor an installed package's."""
@@ -151,6 +167,8 @@ class Zygote:
         for one in (wakeup, self._listening, self._parent, self._reports):
             self._selector.register(one, selectors.EVENT_READ)
         self.tell(ready=True)
+        if self._soon and self._later:
+            self.tell(more=len(self._later))
         while self._draining is None or self._runs or self._asking:
             for key, _ in self._selector.select(SECONDS_TO_LOOK):
                 source = key.fileobj
@@ -172,7 +190,7 @@ class Zygote:
             self._reap()
             if self._draining is None and (reason := self._changed()):
                 self._drain(reason)
-            if self._draining is None and self._learned and not self._runs:
+            if self._draining is None and self._learned and self._has_learned():
                 self._ask_for_successor()
 
     def _drain_on_signal(self, number: int, _: object) -> None:
@@ -187,6 +205,10 @@ class Zygote:
         self._listening.close()
         self.tell(draining=reason)
 
+    def _has_learned(self) -> bool:
+        """Return whether no other run is about to add to what was learned, or that took long."""
+        return not self._runs or time.monotonic() >= self._learning + SECONDS_TO_LEARN
+
     def _ask_for_successor(self) -> None:
         """Note what runs have imported; a zygote with all of that takes over when it is ready."""
         noted = read_learned(self._settings.learned)
@@ -195,6 +217,7 @@ class Zygote:
         self._known.update(self._learned)
         self.tell(more=len(self._learned))
         self._learned.clear()
+        self._learning = 0.0
 
     def _changed(self) -> str | None:
         for path, before in self._watched.items():
@@ -289,8 +312,9 @@ class Zygote:
     def _learn(self, message: bytes) -> None:
         with contextlib.suppress(ValueError):
             for name in json.loads(message):
-                if name not in self._known and name not in {**self._unfit, **self._failed}:
-                    self._learned[name] = None
+                if name not in self._known and self._is_new(name):
+                    self._learned.setdefault(name)
+                    self._learning = self._learning or time.monotonic()
 
     def _lose(self, connection: socket.socket) -> None:
         """End the run of a client that has ended: for the worker, they are one process."""
@@ -400,7 +424,7 @@ def main(arguments: list[str]) -> None:
     listening, parent = (socket.socket(fileno=int(number)) for number in arguments[1:3])
     for one in (listening, parent):
         one.set_inheritable(False)
-    zygote = Zygote(settings, listening, parent, json.loads(arguments[3]))
+    zygote = Zygote(settings, listening, parent, *map(json.loads, arguments[3:5]))
     try:
         zygote.load()
     except imports.Unfit as error:
