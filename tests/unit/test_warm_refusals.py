@@ -149,6 +149,24 @@ def test_file_of_the_release_changes(cold: Warm) -> None:
     assert cold.zygote.wait(30) == 0
 
 
+def test_release_that_comes_during_the_imports(cold: Warm) -> None:
+    # The second one changes the first, as another release changes all of them.
+    code = "import listed\nopen(listed.__file__, 'a').write('# changed')\n"
+    (cold.folder / "code" / "second.py").write_text(code)
+    with_module(cold, "value = 1\n")
+    cold.settings.list.write_text("listed\nsecond\n")
+    cold.start()
+    assert "listed.py has changed" in cold.hear("draining")["draining"]
+    assert cold.zygote.wait(30) == 0
+
+
+def test_list_that_comes_during_the_imports(cold: Warm) -> None:
+    path = str(cold.settings.list)
+    with_module(cold, f"open({path!r}, 'a').write('json\\n')\n").start()
+    assert "list has changed" in cold.hear("draining")["draining"]
+    assert cold.zygote.wait(30) == 0
+
+
 def test_run_in_flight_keeps_its_zygote(cold: Warm) -> None:
     started(with_module(cold, "value = 1\n"))
     process = cold.begin(

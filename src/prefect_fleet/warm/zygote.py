@@ -17,7 +17,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Zygote:
         self._learned: dict[str, None] = {}
         self._learning = 0.0
         self._watched: dict[str, tuple[int, ...] | None] = {}
+        self._seen: set[str] = set()
 
     def tell(self, **what: object) -> None:
         """Tell the parent; it may have gone."""
@@ -87,6 +88,9 @@ class Zygote:
         """Import everything, and set aside what the engine does not import itself."""
         gc.disable()
         environment = dict(os.environb)
+        settings = self._settings
+        self._watch([*imports.own_paths(), str(settings.list), *settings.watch])
+        self._watch_modules()
         preloader = imports.Preloader()
         self.tell(importing="")
         preloader.core()
@@ -94,8 +98,9 @@ class Zygote:
             raise imports.Unfit(reason)
         core = list(sys.modules)
         self._core = set(map(imports.package, core))
-        learned = read_learned(self._settings.learned)
-        listed = imports.read_list(self._settings.list)
+        self._watch_modules()
+        learned = read_learned(settings.learned)
+        listed = imports.read_list(settings.list)
         for name in dict.fromkeys(listed if self._soon else [*listed, *learned]):
             if imports.is_left_out(name, self._unfit, self._core):
                 continue
@@ -106,12 +111,12 @@ class Zygote:
                 # It can't be undone here.
                 self.tell(unfit=name, reason=str(error))
                 sys.exit(AGAIN)
+            self._watch_modules()
         internals.complete_models()
         self._asked = preloader.finish()
         self._environment = environment
         self._failed = preloader.failed
         self._own_code = any(map(self._is_own, set(sys.modules) - set(core)))
-        self._watched = self._stamp()
         self._later = [name for name in learned if self._is_new(name)]
         # What is noted and yet not there can't be imported by this name.
         self._known = {*sys.modules, *learned}
@@ -135,15 +140,19 @@ class Zygote:
         file = imports.origin(sys.modules[name])
         return file is not None and not file.startswith(imports.own_paths())
 
-    def _stamp(self) -> dict[str, tuple[int, ...] | None]:
-        """Return the state of all files that another release or an installation would change."""
-        paths = {*imports.own_paths(), str(self._settings.list), *self._settings.watch}
-        for name in list(sys.modules):
-            if self._is_own(name):
-                file = imports.origin(sys.modules[name])
-                assert file is not None
-                paths.add(file)
-        return {path: identity(path) for path in paths}
+    def _watch(self, paths: Iterable[str]) -> None:
+        """Note the state of files that another release or an installation would change.
+
+        Of a module that is its own, as soon as it is imported: a release may come meanwhile.
+        """
+        for path in paths:
+            self._watched.setdefault(path, identity(path))
+
+    def _watch_modules(self) -> None:
+        new = sys.modules.keys() - self._seen
+        self._seen |= new
+        files = (imports.origin(sys.modules[name]) for name in new if self._is_own(name))
+        self._watch(file for file in files if file is not None)
 
     def _write_state(self, loaded: list[str]) -> None:
         size = Path("/proc/self/statm").read_text().split()[1]
@@ -169,6 +178,8 @@ class Zygote:
         self.tell(ready=True)
         if self._soon and self._later:
             self.tell(more=len(self._later))
+        if reason := self._changed():
+            self._drain(reason)
         while self._draining is None or self._runs or self._asking:
             for key, _ in self._selector.select(SECONDS_TO_LOOK):
                 source = key.fileobj
