@@ -62,6 +62,8 @@ def become(
     try:
         status = _run(report)
         line.send(client.ENDING + status.to_bytes(4, "big"))
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -162,8 +164,8 @@ def _run(report: Callable[[], None]) -> int:
     except BaseException:
         traceback.print_exc()
         status = 1
-    report()
     try:
+        report()
         _end_python()
     except BaseException:
         # As in a Python that ends: it is shown, and the status stays.

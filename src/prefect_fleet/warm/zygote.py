@@ -314,7 +314,9 @@ class Zygote:
 
     def _report(self) -> None:
         """Tell the zygote, from a child, what was imported there."""
-        new = [name for name in sys.modules if name not in self._known and _can_learn(name)]
+        # A thread of the run may import something meanwhile.
+        names = [name for name in list(sys.modules) if name not in self._known]
+        new = [name for name in names if _can_learn(name)]
         if new:
             with contextlib.suppress(OSError):
                 self._reporting.setblocking(False)
