@@ -90,6 +90,10 @@ ENDINGS = {
     "has exit functions": "import atexit; atexit.register(print, 'at the end')",
     "has a proxy whose object has gone": "import sys, weakref\n"
     "class Gone: pass\nsys.kept = weakref.proxy(Gone())",
+    "has a module that imports when it is looked at": "import sys\n"
+    "class Lazy:\n"
+    "    def __getattr__(self, name): sys.modules['its' + name] = sys; raise AttributeError\n"
+    "sys.modules['lazy'] = Lazy()",
     "leaves a thread": "import threading, time\n"
     "threading.Thread(target=lambda: (time.sleep(.2), print('later'))).start()",
     "leaves a daemon": "import threading, time\n"
