@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Pack the code of a release into one file named after its content: `build_release.py CODE OUT`.
 
-CODE is a folder with flows/, src/, deployments/ and prefect.yaml; OUT is where
+CODE is a folder with flows/, src/, deployments/, prefect.yaml and warm-imports.txt; OUT is where
 `<id>.tar.gz` goes, with one folder `<id>` in it. What every fleet needs (run manifests, the canary,
 the programs of the roles) and CODE does not have comes from this project. The last line of stdout
 is `{"id": "<12 hex digits>", "path": "<file>"}`. The same content always makes the same id.
@@ -18,7 +18,14 @@ import sys
 import tarfile
 from pathlib import Path
 
-CONTENTS = ("deployments", "flows", "prefect.yaml", "scripts/create_blocks.py", "src")
+CONTENTS = (
+    "deployments",
+    "flows",
+    "prefect.yaml",
+    "scripts/create_blocks.py",
+    "src",
+    "warm-imports.txt",
+)
 # What this project gives to a release whose code does not have it.
 GIVEN = ("scripts/create_blocks.py", "src/prefect_dhis2", "src/prefect_fleet")
 PROJECT = Path(__file__).resolve().parent.parent

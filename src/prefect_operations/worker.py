@@ -11,6 +11,7 @@ import contextlib
 import signal
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import anyio
 import httpx
@@ -18,6 +19,7 @@ from prefect.settings import get_current_settings
 
 from prefect_operations.draining import THEN, DrainingWorker
 from prefect_operations.notify import say, tell_systemd
+from prefect_operations.warm import WarmStart, configuration
 
 # From one try to clear up after an earlier process to the next; seconds.
 _RETRY_SECONDS = 5.0
@@ -38,6 +40,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--drain-then", choices=THEN, default="crash", help="what becomes of runs after that"
     )
+    parser.add_argument(
+        "--warm-start", type=Path, metavar="FOLDER", help="fork runs; what that needs is here"
+    )
     return parser.parse_args(argv)
 
 
@@ -53,6 +58,11 @@ async def serve(arguments: argparse.Namespace) -> None:
         create_pool_if_not_found=False,
         heartbeat_interval_seconds=int(settings.worker.heartbeat_seconds),
     )
+    warming = None
+    if arguments.warm_start:
+        warm = WarmStart(arguments.pool, arguments.warm_start)
+        worker.job_configuration = configuration(warm)
+        warming = asyncio.create_task(warm.keep())
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -78,6 +88,10 @@ async def serve(arguments: argparse.Namespace) -> None:
         )
         serving.cancel()
     stopping.cancel()
+    if warming:
+        warming.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await warming
     with contextlib.suppress(asyncio.CancelledError):
         await serving
 

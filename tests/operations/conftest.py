@@ -19,7 +19,7 @@ from tests.fleet.conftest import FLEET, PROJECT, forward, laptop, site
 
 # Runs one of the playbooks by its name, with options, environment and, by keyword, variables.
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
-CODE = ("deployments", "flows", "prefect.yaml", "scripts", "src")
+CODE = ("deployments", "flows", "prefect.yaml", "scripts", "src", "warm-imports.txt")
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,13 @@ def say_cancelled(flow, flow_run, state):
     Path(flow_run.parameters["folder"], "cancelled").touch()
 
 
-@flow(on_cancellation=[say_cancelled])
+def say_crashed(flow, flow_run, state):
+    path = Path(flow_run.parameters["folder"], "crashed")
+    path.with_suffix(".part").write_text(str(os.getpid()))
+    path.with_suffix(".part").rename(path)
+
+
+@flow(on_cancellation=[say_cancelled], on_crashed=[say_crashed])
 def served(folder: str):
     Path(folder, "pid").write_text(str(os.getpid()))
     time.sleep(60)
@@ -139,13 +145,21 @@ class Runs:
         (folder / "flows.py").write_text(FLOWS)
 
     def create(
-        self, name: str, parameters: dict[str, Any] | None = None, work_pool_name: str | None = None
+        self,
+        name: str,
+        parameters: dict[str, Any] | None = None,
+        work_pool_name: str | None = None,
+        job_variables: dict[str, Any] | None = None,
     ) -> FlowRun:
         """Create a run of a deployment of this flow, which is scheduled if it has a work pool."""
-        return asyncio.run(self._create(name, parameters or {}, work_pool_name))
+        return asyncio.run(self._create(name, parameters or {}, work_pool_name, job_variables))
 
     async def _create(
-        self, name: str, parameters: dict[str, Any], work_pool_name: str | None
+        self,
+        name: str,
+        parameters: dict[str, Any],
+        work_pool_name: str | None,
+        job_variables: dict[str, Any] | None,
     ) -> FlowRun:
         async with get_client() as client:
             flow_id = await client.create_flow_from_name(name)
@@ -160,6 +174,7 @@ class Runs:
                 deployment,
                 parameters=parameters,
                 state=None if work_pool_name else Pending(),
+                job_variables=job_variables,
             )
 
     def begin(self, run: FlowRun, stock: bool, **environment: str) -> "subprocess.Popen[str]":
@@ -332,6 +347,73 @@ class Served:
         assert not alive(self.child)
         wait_until(lambda: not alive(self.client), "the client's end")
         return self.state()
+
+
+@pytest.fixture(scope="module")
+def fleets(runs: Runs) -> Iterator["subprocess.Popen[bytes]"]:
+    """The fleet's own worker, which has a parent of its own."""
+    folder = runs.folder / "fleet"
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="fleet", type="process"))
+    command = [sys.executable, "-m", "prefect_operations.worker", "--pool", "fleet"]
+    command += ["--name", "fleet", "--drain-seconds", "60", "--warm-start", str(folder)]
+    settings = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_CLIENT_MAX_RETRIES": "2"}
+    with (runs.folder / "fleet.log").open("w") as log:
+        worker = subprocess.Popen(
+            command, cwd=runs.folder, env=runs.environment | settings, stdout=log, stderr=log
+        )
+    wait_until((folder / "fleet.json").exists, "a zygote", 120)
+    yield worker
+    worker.kill()
+    worker.wait()
+
+
+def said(runs: Runs) -> str:
+    return (runs.folder / "fleet.log").read_text()
+
+
+def test_a_killed_runs_hooks_are_not_in_the_fleets_worker(
+    runs: Runs, fleets: "subprocess.Popen[bytes]"
+) -> None:
+    folder = runs.folder / "hooked"
+    folder.mkdir()
+    run = runs.create("served", {"folder": str(folder)}, work_pool_name="fleet")
+    wait_until(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "it", 120)
+    os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+    wait_until((folder / "crashed").exists, said(runs), 120)
+    assert int((folder / "crashed").read_text()) != fleets.pid
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    assert state is not None
+    assert state.is_crashed()
+
+
+def test_fleets_worker_gives_a_run_its_own_settings_and_takes_its_parent_along(
+    runs: Runs, fleets: "subprocess.Popen[bytes]"
+) -> None:
+    where = runs.folder / "facts-of-the-fleet"
+    # Of the worker it has 2.
+    own = {"env": {"PREFECT_CLIENT_MAX_RETRIES": "3"}}
+    run = runs.create("facts", {"where": str(where)}, "fleet", own)
+    wait_until(where.exists, said(runs), 120)
+    parents = children(fleets.pid)
+    fleets.terminate()
+    assert fleets.wait(120) == 0
+    wait_until(lambda: not any(map(alive, parents)), "the parent's end")
+    assert f"flow run {run.id}: ended with status 0" in said(runs)
+    assert json.loads(where.read_text())["settings"]["PREFECT_CLIENT_MAX_RETRIES"] == "3"
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    assert state is not None
+    assert state.is_completed()
+
+
+def test_what_the_fleets_worker_uses_of_prefects_internals_is_there() -> None:
+    from prefect.runner._starter_engine import EngineCommandStarter
+
+    from prefect_operations.warm import INTERNALS
+
+    assert set(INTERNALS) <= vars(EngineCommandStarter()).keys()
 
 
 def test_cancelled_run_is_cancelled(runs: Runs, worker: int) -> None:

@@ -149,6 +149,24 @@ def test_file_of_the_release_changes(cold: Warm) -> None:
     assert cold.zygote.wait(30) == 0
 
 
+def test_release_that_comes_during_the_imports(cold: Warm) -> None:
+    # The second one changes the first, as another release changes all of them.
+    code = "import listed\nopen(listed.__file__, 'a').write('# changed')\n"
+    (cold.folder / "code" / "second.py").write_text(code)
+    with_module(cold, "value = 1\n")
+    cold.settings.list.write_text("listed\nsecond\n")
+    cold.start()
+    assert "listed.py has changed" in cold.hear("draining")["draining"]
+    assert cold.zygote.wait(30) == 0
+
+
+def test_list_that_comes_during_the_imports(cold: Warm) -> None:
+    path = str(cold.settings.list)
+    with_module(cold, f"open({path!r}, 'a').write('json\\n')\n").start()
+    assert "list has changed" in cold.hear("draining")["draining"]
+    assert cold.zygote.wait(30) == 0
+
+
 def test_run_in_flight_keeps_its_zygote(cold: Warm) -> None:
     started(with_module(cold, "value = 1\n"))
     process = cold.begin(
@@ -211,6 +229,32 @@ def test_what_runs_import_is_learned(cold: Warm) -> None:
     assert json.loads(cold.settings.state.read_text())["loaded"] == ["colorsys"]
     # Not imported for a run that does not import it.
     assert cold.run("import sys; print('colorsys' in sys.modules)").stdout == "False\n"
+
+
+def test_first_zygote_leaves_what_was_learned_to_the_next(cold: Warm) -> None:
+    cold.settings.learned.write_text('["colorsys"]')
+    cold.start(soon=True)
+    cold.hear("ready")
+    assert json.loads(cold.settings.state.read_text())["loaded"] == []
+    assert cold.run(DO).stdout == f"{cold.zygote.pid}\n"
+    # Once only: what it has asked for it does not ask for again.
+    assert cold.hear("more")["more"] == 1
+    assert cold.run("import colorsys").returncode == 0
+    assert cold.run("import this").returncode == 0
+    cold.hear("more")
+    assert json.loads(cold.settings.learned.read_text()) == ["colorsys", "this"]
+
+
+def test_package_of_an_unfit_module_is_left_out_and_not_learned(cold: Warm) -> None:
+    cold.settings.learned.write_text('["email.mime.text", "colorsys"]')
+    cold.start(unfit={"email.mime": "starts a thread"})
+    cold.hear("ready")
+    assert json.loads(cold.settings.state.read_text())["loaded"] == ["colorsys"]
+    assert cold.run("import email.mime.audio, this").returncode == 0
+    cold.hear("more")
+    learned = json.loads(cold.settings.learned.read_text())
+    assert [name for name in learned[2:] if name.startswith("email")] == []
+    assert "this" in learned
 
 
 def test_a_folder_of_packages_changes_by_what_is_installed(tmp_path: Path) -> None:

@@ -52,7 +52,12 @@ class Warm:
         self.zygote: subprocess.Popen[bytes]
         self.line: socket.socket
 
-    def start(self, core: tuple[str, ...] = (), unfit: dict[str, str] | None = None) -> None:
+    def start(
+        self,
+        core: tuple[str, ...] = (),
+        unfit: dict[str, str] | None = None,
+        soon: bool = False,
+    ) -> None:
         """Start the zygote."""
         driver = self.folder / "driver.py"
         driver.write_text(DRIVER.format(module="zygote", core=core))
@@ -64,6 +69,7 @@ class Warm:
             with far_end, self.log.open("ab") as log:
                 numbers = (listening.fileno(), far_end.fileno())
                 options = [self.settings.to_json(), *map(str, numbers), json.dumps(unfit or {})]
+                options.append(json.dumps(soon))
                 self.zygote = subprocess.Popen(
                     [sys.executable, str(driver), *options],
                     pass_fds=numbers,

@@ -62,6 +62,8 @@ def become(
     try:
         status = _run(report)
         line.send(client.ENDING + status.to_bytes(4, "big"))
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -162,8 +164,12 @@ def _run(report: Callable[[], None]) -> int:
     except BaseException:
         traceback.print_exc()
         status = 1
-    report()
-    _end_python()
+    try:
+        report()
+        _end_python()
+    except BaseException:
+        # As in a Python that ends: it is shown, and the status stays.
+        traceback.print_exc()
     return status
 
 
@@ -182,7 +188,8 @@ def _end_python() -> None:
     atexit._run_exitfuncs()
     # Files that the flow left open. Those of the zygote are frozen, and not among these.
     for one in gc.get_objects():
-        if isinstance(one, io.TextIOWrapper | io.BufferedWriter) and not one.closed:
+        # By its type, for a proxy answers with the class of another object, or not at all.
+        if issubclass(type(one), io.TextIOWrapper | io.BufferedWriter):
             with contextlib.suppress(OSError, ValueError):
                 one.flush()
     for stream in (sys.stdout, sys.stderr):

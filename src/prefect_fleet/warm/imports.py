@@ -30,6 +30,22 @@ def read_list(path: Path) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
+def package(name: str) -> str:
+    """Return the outermost package of a module."""
+    return name.partition(".")[0]
+
+
+def is_left_out(name: str, unfit: Iterable[str], core: set[str]) -> bool:
+    """Return whether a module, or another one of its package, has proved unfit.
+
+    Args:
+        name: the module.
+        unfit: those that have.
+        core: packages that the engine imports, which are not left out as a whole.
+    """
+    return name in unfit or package(name) in {package(one) for one in unfit} - core
+
+
 class Unfit(Exception):
     """This process can't be forked from after this import; another must leave it out."""
 
@@ -62,7 +78,7 @@ class Preloader:
         """
         files = open_files()
         environment = dict(os.environ._data)  # the recorder is not asked
-        hooks = list(sys.meta_path), list(sys.path), list(sys.path_hooks), Path.cwd()
+        hooks = finding()
         try:
             importlib.import_module(name)
         # Whatever a module raises, SystemExit too, it is only left out.
@@ -73,7 +89,7 @@ class Preloader:
             raise Unfit(f"leaves {', '.join(sorted(opened))} open")
         if dict(os.environ._data) != environment:
             raise Unfit("changes the environment")
-        if hooks != (list(sys.meta_path), list(sys.path), list(sys.path_hooks), Path.cwd()):
+        if hooks != finding():
             raise Unfit("changes how modules are found, or the working directory")
         if reason := self._side_effect():
             raise Unfit(reason)
@@ -104,6 +120,15 @@ class Preloader:
 def threads() -> int:
     """Return how many threads this process has, those of libraries written in C included."""
     return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+
+
+def finding() -> tuple[list[object], ...]:
+    """Return what decides which file an import finds.
+
+    The finder of `six` is left out: it knows its own `six.moves` only, and boto3 comes with it.
+    """
+    finders = [one for one in sys.meta_path if type(one).__name__ != "_SixMetaPathImporter"]
+    return finders, list(sys.path), list(sys.path_hooks), [Path.cwd()]
 
 
 def open_files() -> set[str]:

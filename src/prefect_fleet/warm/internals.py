@@ -1,6 +1,6 @@
 """Everything that relies on how Prefect 3.9 works inside.
 
-Held by tests/unit/test_warm_internals.py.
+Held by tests/unit/test_warm_prefect.py.
 
 What Prefect makes once a process, when it is imported, is made anew in a child: settings and
 logging. Its threads, event loops and clients are made when they are first used, and its own
@@ -39,6 +39,8 @@ PREFIXES = {
     "fsspec.config": "FSSPEC_",
     # For CGI programs.
     "wsgiref.handlers": "wsgi.",
+    # To start `uname`, which is found by it.
+    "platform": "PATH",
 }
 # Settings that `flow` and `task` read when they decorate a function.
 DECORATING = ("flows", "results", "tasks")

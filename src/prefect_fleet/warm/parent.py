@@ -1,10 +1,13 @@
 """Keep a zygote running: `python -m prefect_fleet.warm.parent --state FOLDER --pool NAME …`.
 
 The socket comes from systemd (`prefect-warm@.socket`), or is made at --socket. This process
-imports next to nothing and lives as long as the unit; zygotes come and go. One that has become
-unfit for new runs is followed by another and stays until its children have ended. One that breaks
-at an import is followed by one without that import. Where there is none and can't be, clients are
-told so at once, and the stock command runs.
+imports next to nothing and lives as long as the unit; zygotes come and go. The first is there soon,
+for it imports only what the engine and the release's list need; one that imports what runs have
+been seen to import follows it. One that has become unfit for new runs is followed by another and
+stays until its children have ended. One that breaks at an import is followed by one without that
+import. Where there is none and can't be, clients are
+told so at once, and the stock command runs. When this file itself is another, this process ends
+with status 0, and whoever keeps it starts the new one.
 """
 
 import argparse
@@ -35,11 +38,13 @@ class Zygote:
     Args:
         process: it.
         line: to it; it takes no more runs when this is closed.
+        soon: it imports no more than it has to.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", line: socket.socket) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", line: socket.socket, soon: bool) -> None:
         self.process = process
         self.line = line
+        self.soon = soon
         self.importing = ""
         self.ready = False
         self.heard = time.monotonic()
@@ -62,6 +67,9 @@ class Parent:
         self._unfit: dict[str, str] = {}
         self._broken = ""
         self._retry = 0.0
+        # One that imports what has been learned is to follow the one that is there.
+        self._wanted = False
+        self._own = identity()
 
     def run(self) -> None:
         """Serve until a signal ends this process."""
@@ -75,7 +83,12 @@ class Parent:
         self._selector.register(wakeup, selectors.EVENT_READ)
         while True:
             if not self._zygotes and time.monotonic() >= self._retry:
-                self._start()
+                if identity() != self._own:
+                    say("the parent ends, for its own code has changed")
+                    return
+                self._start(soon=True)
+            elif self._wanted and all(one.ready for one in self._zygotes):
+                self._start(soon=False)
             for key, _ in self._selector.select(self._patience()):
                 if key.fileobj is wakeup:
                     wakeup.recv(1 << 12)
@@ -96,7 +109,7 @@ class Parent:
             moments.append(self._retry)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
-    def _start(self) -> None:
+    def _start(self, soon: bool) -> None:
         if self._broken:
             self._selector.unregister(self._listening)
             self._broken = ""
@@ -105,12 +118,12 @@ class Parent:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect_fleet.warm.zygote", self._settings.to_json()]
             + [str(number) for number in numbers]
-            + [json.dumps(self._unfit)],
+            + [json.dumps(self._unfit), json.dumps(soon)],
             stdin=subprocess.DEVNULL,
             pass_fds=numbers,
         )
         far_end.close()
-        zygote = Zygote(process, line)
+        zygote = Zygote(process, line, soon)
         self._zygotes.append(zygote)
         self._selector.register(line, selectors.EVENT_READ, zygote)
 
@@ -130,15 +143,17 @@ class Parent:
             self._leave_out(name, message["reason"])
         if failed := message.get("failed"):
             self._break(failed)
-        if (count := message.get("more")) and all(one.ready for one in self._zygotes):
+        if (count := message.get("more")) and not self._wanted:
             say(f"another zygote follows: runs import {count} modules more")
-            self._start()
+            self._wanted = True
         if reason := message.get("draining"):
             say(f"another zygote follows: {reason}")
             self._forget(zygote)
 
     def _take(self, zygote: Zygote) -> None:
         zygote.ready = True
+        if not zygote.soon:
+            self._wanted = False
         for other in [one for one in self._zygotes if one.ready and one is not zygote]:
             self._forget(other)
         notify("READY=1\nSTATUS=Ready to fork")
@@ -171,8 +186,10 @@ class Parent:
         say(f"{name} is not imported beforehand: {reason}")
 
     def _break(self, reason: str) -> None:
+        self._wanted = False
         if any(one.ready for one in self._zygotes):
-            return  # the one before goes on
+            say(f"the zygote before goes on, for the next can't be made: {reason}")
+            return
         self._broken = reason
         self._retry = time.monotonic() + SECONDS_TO_RETRY
         self._selector.register(self._listening, selectors.EVENT_READ)
@@ -184,6 +201,15 @@ class Parent:
             connection, _ = self._listening.accept()
             with connection:
                 connection.send(client.REFUSED + self._broken.encode(errors="replace"))
+
+
+def identity() -> tuple[int, int, int] | None:
+    """Return what is another when this program's file is, or None where there is none."""
+    try:
+        status = os.stat(__file__)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size
 
 
 def notify(state: str) -> None:

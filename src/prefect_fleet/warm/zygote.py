@@ -17,7 +17,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from prefect_fleet.warm.settings import Settings
 SECONDS_TO_ASK = 2.0
 # Between two looks at whether the code has changed, when nothing happens.
 SECONDS_TO_LOOK = 5.0
+# For runs that begin and end together, that one successor is made for all of them.
+SECONDS_TO_LEARN = 30.0
 # Ways to end, for the parent.
 AGAIN = 75  # <sysexits.h> EX_TEMPFAIL: start another one
 
@@ -50,6 +52,7 @@ class Zygote:
         listening: where clients come.
         parent: line to the parent.
         unfit: modules to leave out, and why.
+        soon: import no more than the release lists.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class Zygote:
         listening: socket.socket,
         parent: socket.socket,
         unfit: dict[str, str],
+        soon: bool,
     ) -> None:
         self._settings = settings
         self._listening = listening
         self._parent = parent
         self._unfit = unfit
+        self._soon = soon
         self._runs: dict[int, Run] = {}
         self._asking: set[Any] = set()
         self._selector = selectors.DefaultSelector()
@@ -70,7 +75,9 @@ class Zygote:
         self._shelf = imports.Shelf()
         self._reports, self._reporting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._learned: dict[str, None] = {}
+        self._learning = 0.0
         self._watched: dict[str, tuple[int, ...] | None] = {}
+        self._seen: set[str] = set()
 
     def tell(self, **what: object) -> None:
         """Tell the parent; it may have gone."""
@@ -81,15 +88,21 @@ class Zygote:
         """Import everything, and set aside what the engine does not import itself."""
         gc.disable()
         environment = dict(os.environb)
+        settings = self._settings
+        self._watch([*imports.own_paths(), str(settings.list), *settings.watch])
+        self._watch_modules()
         preloader = imports.Preloader()
         self.tell(importing="")
         preloader.core()
         if reason := internals.unfit():
             raise imports.Unfit(reason)
         core = list(sys.modules)
-        learned = read_learned(self._settings.learned)
-        for name in dict.fromkeys([*imports.read_list(self._settings.list), *learned]):
-            if name in self._unfit:
+        self._core = set(map(imports.package, core))
+        self._watch_modules()
+        learned = read_learned(settings.learned)
+        listed = imports.read_list(settings.list)
+        for name in dict.fromkeys(listed if self._soon else [*listed, *learned]):
+            if imports.is_left_out(name, self._unfit, self._core):
                 continue
             self.tell(importing=name)
             try:
@@ -98,34 +111,48 @@ class Zygote:
                 # It can't be undone here.
                 self.tell(unfit=name, reason=str(error))
                 sys.exit(AGAIN)
+            self._watch_modules()
         internals.complete_models()
         self._asked = preloader.finish()
         self._environment = environment
         self._failed = preloader.failed
         self._own_code = any(map(self._is_own, set(sys.modules) - set(core)))
-        self._watched = self._stamp()
-        self._known = set(sys.modules)
+        self._later = [name for name in learned if self._is_new(name)]
+        # What is noted and yet not there can't be imported by this name.
+        self._known = {*sys.modules, *learned}
         self._shelf.take(core)
         self._seeded: list[random.Random] = child.generators()
         self._facts = agreement.process_facts("self")
         gc.collect()
         gc.freeze()
+        # What is made from now on is little, and may not pile up over thousands of runs.
+        gc.enable()
         self._write_state(preloader.loaded)
+
+    def _is_new(self, name: str) -> bool:
+        """Return whether a module might be imported beforehand, and has not been."""
+        if name in sys.modules or name in self._failed:
+            return False
+        return not imports.is_left_out(name, self._unfit, self._core)
 
     def _is_own(self, name: str) -> bool:
         """Return whether a module is neither Python's nor an installed package's."""
         file = imports.origin(sys.modules[name])
         return file is not None and not file.startswith(imports.own_paths())
 
-    def _stamp(self) -> dict[str, tuple[int, ...] | None]:
-        """Return the state of all files that another release or an installation would change."""
-        paths = {*imports.own_paths(), str(self._settings.list), *self._settings.watch}
-        for name in list(sys.modules):
-            if self._is_own(name):
-                file = imports.origin(sys.modules[name])
-                assert file is not None
-                paths.add(file)
-        return {path: identity(path) for path in paths}
+    def _watch(self, paths: Iterable[str]) -> None:
+        """Note the state of files that another release or an installation would change.
+
+        Of a module that is its own, as soon as it is imported: a release may come meanwhile.
+        """
+        for path in paths:
+            self._watched.setdefault(path, identity(path))
+
+    def _watch_modules(self) -> None:
+        new = sys.modules.keys() - self._seen
+        self._seen |= new
+        files = (imports.origin(sys.modules[name]) for name in new if self._is_own(name))
+        self._watch(file for file in files if file is not None)
 
     def _write_state(self, loaded: list[str]) -> None:
         size = Path("/proc/self/statm").read_text().split()[1]
@@ -149,6 +176,10 @@ class Zygote:
         for one in (wakeup, self._listening, self._parent, self._reports):
             self._selector.register(one, selectors.EVENT_READ)
         self.tell(ready=True)
+        if self._soon and self._later:
+            self.tell(more=len(self._later))
+        if reason := self._changed():
+            self._drain(reason)
         while self._draining is None or self._runs or self._asking:
             for key, _ in self._selector.select(SECONDS_TO_LOOK):
                 source = key.fileobj
@@ -170,7 +201,7 @@ class Zygote:
             self._reap()
             if self._draining is None and (reason := self._changed()):
                 self._drain(reason)
-            if self._draining is None and self._learned and not self._runs:
+            if self._draining is None and self._learned and self._has_learned():
                 self._ask_for_successor()
 
     def _drain_on_signal(self, number: int, _: object) -> None:
@@ -185,6 +216,10 @@ class Zygote:
         self._listening.close()
         self.tell(draining=reason)
 
+    def _has_learned(self) -> bool:
+        """Return whether no other run is about to add to what was learned, or that took long."""
+        return not self._runs or time.monotonic() >= self._learning + SECONDS_TO_LEARN
+
     def _ask_for_successor(self) -> None:
         """Note what runs have imported; a zygote with all of that takes over when it is ready."""
         noted = read_learned(self._settings.learned)
@@ -193,6 +228,7 @@ class Zygote:
         self._known.update(self._learned)
         self.tell(more=len(self._learned))
         self._learned.clear()
+        self._learning = 0.0
 
     def _changed(self) -> str | None:
         for path, before in self._watched.items():
@@ -278,7 +314,9 @@ class Zygote:
 
     def _report(self) -> None:
         """Tell the zygote, from a child, what was imported there."""
-        new = [name for name in sys.modules if name not in self._known and _can_learn(name)]
+        # A thread of the run may import something meanwhile.
+        names = [name for name in list(sys.modules) if name not in self._known]
+        new = [name for name in names if _can_learn(name)]
         if new:
             with contextlib.suppress(OSError):
                 self._reporting.setblocking(False)
@@ -287,8 +325,9 @@ class Zygote:
     def _learn(self, message: bytes) -> None:
         with contextlib.suppress(ValueError):
             for name in json.loads(message):
-                if name not in self._known and name not in {**self._unfit, **self._failed}:
-                    self._learned[name] = None
+                if name not in self._known and self._is_new(name):
+                    self._learned.setdefault(name)
+                    self._learning = self._learning or time.monotonic()
 
     def _lose(self, connection: socket.socket) -> None:
         """End the run of a client that has ended: for the worker, they are one process."""
@@ -398,7 +437,7 @@ def main(arguments: list[str]) -> None:
     listening, parent = (socket.socket(fileno=int(number)) for number in arguments[1:3])
     for one in (listening, parent):
         one.set_inheritable(False)
-    zygote = Zygote(settings, listening, parent, json.loads(arguments[3]))
+    zygote = Zygote(settings, listening, parent, *map(json.loads, arguments[3:5]))
     try:
         zygote.load()
     except imports.Unfit as error:
