@@ -19,6 +19,7 @@ from prefect.settings import get_current_settings
 
 from prefect_operations.draining import THEN, DrainingWorker
 from prefect_operations.notify import say, tell_systemd
+from prefect_operations.waking import wake
 from prefect_operations.warm import WarmStart, configuration
 
 # From one try to clear up after an earlier process to the next; seconds.
@@ -63,6 +64,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         warm = WarmStart(arguments.pool, arguments.warm_start)
         worker.job_configuration = configuration(warm)
         warming = asyncio.create_task(warm.keep())
+    waking = asyncio.create_task(wake(worker, settings.worker.query_seconds))
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -88,10 +90,10 @@ async def serve(arguments: argparse.Namespace) -> None:
         )
         serving.cancel()
     stopping.cancel()
-    if warming:
-        warming.cancel()
+    for task in filter(None, (waking, warming)):
+        task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await warming
+            await task
     with contextlib.suppress(asyncio.CancelledError):
         await serving
 
