@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+from uuid import UUID
 
 import anyio
 import anyio.abc
@@ -125,19 +126,29 @@ class DrainingWorker(ProcessWorker, abc.ABC):
         self._attempts: set[Attempt] = set()
         self._is_draining = False
         self._is_away = False
+        self._looking = asyncio.Lock()
+        # Set when there may be runs to take before the next poll.
+        self.may_have_runs = asyncio.Event()
 
     @property
     def in_hand(self) -> int:
         """How many runs this worker has taken and not finished."""
         return len(self._attempts)
 
+    @property
+    def pool_id(self) -> UUID | None:
+        """Of its work pool; None until the server has told."""
+        return self._work_pool.id if self._work_pool else None
+
     # Prefect's loops give up, and the worker with all of its runs, after some failures in a row.
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Look for runs, unless draining; a server that is away is waited for."""
-        if self._is_draining:
-            return []
-        return await self._patiently(super().get_and_submit_flow_runs) or []
+        # One look at a time: two would be given the same runs.
+        async with self._looking:
+            if self._is_draining:
+                return []
+            return await self._patiently(super().get_and_submit_flow_runs) or []
 
     async def _sync_and_initialize(self) -> None:
         # The next beat is the retry, and comes sooner.
@@ -177,6 +188,12 @@ class DrainingWorker(ProcessWorker, abc.ABC):
         if self._is_draining:
             return []
         return await super()._submit_scheduled_flow_runs(flow_run_response)
+
+    def _release_limit_slot(self, flow_run_id: UUID) -> None:
+        was_full = self._limiter is not None and self._limiter.available_tokens == 0
+        super()._release_limit_slot(flow_run_id)
+        if was_full:
+            self.may_have_runs.set()
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
         """Take a run, as far as the start of its process."""

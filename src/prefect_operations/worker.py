@@ -18,6 +18,7 @@ from prefect.settings import get_current_settings
 
 from prefect_operations.draining import THEN, DrainingWorker
 from prefect_operations.notify import say, tell_systemd
+from prefect_operations.waking import wake
 
 # From one try to clear up after an earlier process to the next; seconds.
 _RETRY_SECONDS = 5.0
@@ -53,6 +54,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         create_pool_if_not_found=False,
         heartbeat_interval_seconds=int(settings.worker.heartbeat_seconds),
     )
+    waking = asyncio.create_task(wake(worker, settings.worker.query_seconds))
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -78,6 +80,9 @@ async def serve(arguments: argparse.Namespace) -> None:
         )
         serving.cancel()
     stopping.cancel()
+    waking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waking
     with contextlib.suppress(asyncio.CancelledError):
         await serving
 

@@ -111,7 +111,7 @@ class Fleet:
 
         return asyncio.run(create())
 
-    def start_worker(self, pool: str, *options: str) -> None:
+    def start_worker(self, pool: str, *options: str, polls: int = 1) -> None:
         with (self.folder / f"{pool}.log").open("ab") as log:
             self.workers[pool] = subprocess.Popen(
                 [
@@ -123,7 +123,10 @@ class Fleet:
                 cwd=self.folder,
                 start_new_session=True,
                 env=os.environ
-                | {"PREFECT_WORKER_QUERY_SECONDS": "1", "DRAIN_NOTES": str(self.folder / "notes")},
+                | {
+                    "PREFECT_WORKER_QUERY_SECONDS": str(polls),
+                    "DRAIN_NOTES": str(self.folder / "notes"),
+                },
             )
 
     def log(self, pool: str) -> str:
@@ -253,6 +256,17 @@ def test_a_killed_worker_makes_up_for_its_runs_when_it_is_back(stopped):
     assert state.name == "Crashed"
     assert "had ended without a word" in state.message
     assert [child["state_type"] for child in read_children(run)][:1] == ["CRASHED"]
+
+
+def test_a_worker_takes_runs_that_come_between_its_polls(stopped):
+    fleet, pool = stopped.fleet, "cancel"
+    (fleet.folder / f"{pool}.until").touch()
+    fleet.start_worker(pool, "--limit", "1", polls=3600)
+    # The first one may come before the only poll, the second one waits for its place.
+    for names in (["first"], ["second", "third"]):
+        runs = [fleet.start_run(pool, name) for name in names]
+        for run in runs:
+            wait_for(lambda run=run: read_run(run).state.is_completed(), lambda: fleet.log(pool))
 
 
 async def take(run: str, worker: str) -> None:
