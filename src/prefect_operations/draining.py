@@ -138,7 +138,10 @@ class DrainingWorker(ProcessWorker, abc.ABC):
     @property
     def pool_id(self) -> UUID | None:
         """Of its work pool; None until the server has told."""
-        return self._work_pool.id if self._work_pool else None
+        try:
+            return self.work_pool.id
+        except RuntimeError:
+            return None
 
     # Prefect's loops give up, and the worker with all of its runs, after some failures in a row.
 
