@@ -80,7 +80,7 @@ class Attempt:
 
     run: FlowRun
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    context: "DrainingContext | None" = None
+    context: "_Context | None" = None
     executor: FlowRunExecutor | None = None
     reported: anyio.Event | None = None
     is_told: bool = False
@@ -89,7 +89,7 @@ class Attempt:
 _attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
 
 
-class DrainingContext(FlowRunExecutorContext):
+class _Context(FlowRunExecutorContext):
     """Prefect's own, which the worker can find again by its run."""
 
     async def __aenter__(self) -> FlowRunExecutorContext:
@@ -114,7 +114,7 @@ class DrainingContext(FlowRunExecutorContext):
 
 
 # The process worker makes one for each run, by this name.
-process_worker.FlowRunExecutorContext = DrainingContext  # type: ignore[misc]
+process_worker.FlowRunExecutorContext = _Context  # type: ignore[misc]
 
 
 # Among the bases so that Prefect's registry of worker types keeps its own class.
@@ -138,7 +138,10 @@ class DrainingWorker(ProcessWorker, abc.ABC):
     @property
     def pool_id(self) -> UUID | None:
         """Of its work pool; None until the server has told."""
-        return self._work_pool.id if self._work_pool else None
+        try:
+            return self.work_pool.id
+        except RuntimeError:
+            return None
 
     # Prefect's loops give up, and the worker with all of its runs, after some failures in a row.
 

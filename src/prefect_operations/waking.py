@@ -7,7 +7,6 @@ due.
 
 import asyncio
 
-import httpx
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 
@@ -75,5 +74,5 @@ async def _look(worker: DrainingWorker, longest: float) -> None:
 async def _take(worker: DrainingWorker) -> bool:
     try:
         return bool(await worker.get_and_submit_flow_runs())
-    except httpx.HTTPStatusError:
+    except Exception:
         return False  # the polls see it as well, and end the worker if it lasts

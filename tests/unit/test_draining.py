@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit.warm import children
+
 FLOW = """
 import os
 import time
@@ -261,12 +263,18 @@ def test_a_killed_worker_makes_up_for_its_runs_when_it_is_back(stopped):
 def test_a_worker_takes_runs_that_come_between_its_polls(stopped):
     fleet, pool = stopped.fleet, "cancel"
     (fleet.folder / f"{pool}.until").touch()
-    fleet.start_worker(pool, "--limit", "1", polls=3600)
-    # The first one may come before the only poll, the second one waits for its place.
-    for names in (["first"], ["second", "third"]):
-        runs = [fleet.start_run(pool, name) for name in names]
-        for run in runs:
+
+    def complete(*names: str) -> None:
+        for run in [fleet.start_run(pool, name) for name in names]:
             wait_for(lambda run=run: read_run(run).state.is_completed(), lambda: fleet.log(pool))
+
+    fleet.start_worker(pool, "--limit", "1", polls=3600)
+    # The only poll may find this one, and its end may find one that comes soon after it.
+    complete("first")
+    wait_for(lambda: not children(fleet.workers[pool].pid), lambda: fleet.log(pool))
+    time.sleep(3)
+    # The worker is told of one, and has no place for the other until that one has ended.
+    complete("second", "third")
 
 
 async def take(run: str, worker: str) -> None:
