@@ -80,7 +80,7 @@ class Attempt:
 
     run: FlowRun
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    context: "_Context | None" = None
+    context: "DrainingContext | None" = None
     executor: FlowRunExecutor | None = None
     reported: anyio.Event | None = None
     is_told: bool = False
@@ -89,7 +89,7 @@ class Attempt:
 _attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
 
 
-class _Context(FlowRunExecutorContext):
+class DrainingContext(FlowRunExecutorContext):
     """Prefect's own, which the worker can find again by its run."""
 
     async def __aenter__(self) -> FlowRunExecutorContext:
@@ -114,7 +114,7 @@ class _Context(FlowRunExecutorContext):
 
 
 # The process worker makes one for each run, by this name.
-process_worker.FlowRunExecutorContext = _Context  # type: ignore[misc]
+process_worker.FlowRunExecutorContext = DrainingContext  # type: ignore[misc]
 
 
 # Among the bases so that Prefect's registry of worker types keeps its own class.
