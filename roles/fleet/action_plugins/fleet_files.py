@@ -37,7 +37,6 @@ _FILE_KINDS = ("content", "template", "source")
 _KINDS = ("folders", "link", "sources", *_FILE_KINDS)
 _MORE = ("path", "mode", "owner", "group", "validate", "secret", "vars")
 _MANAGED = "Ansible managed"  # as the module `template` fills it in
-_CHUNK = 1 << 20
 _LARGE = 1 << 20  # bytes from which on a file is sent by itself
 _SHOWN = 1 << 16  # bytes of a file that a diff shows at most
 
@@ -60,11 +59,8 @@ def check(entry: Any) -> str:
 
 def read_checksum(source: Path) -> str:
     """SHA-256 of a file's content."""
-    digest = hashlib.sha256()
     with source.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ActionModule(ActionBase):

@@ -69,18 +69,14 @@ before:
   type: dict
 """
 
-_CHUNK = 1 << 20
 _SHOWN = 1 << 16  # bytes of a file that a diff shows at most
 _PARENT_MODE = 0o755
 
 
 def checksum(path: str) -> str:
     """SHA-256 of a file's content."""
-    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_ids(entry: dict[str, Any]) -> tuple[int, int]:
@@ -188,7 +184,7 @@ class Maker:
             with os.fdopen(descriptor, "wb") as file:
                 if path in self._staged:
                     with Path(self._staged[path]).open("rb") as staged:
-                        shutil.copyfileobj(staged, file, _CHUNK)
+                        shutil.copyfileobj(staged, file)
                 else:
                     file.write(base64.b64decode(self._contents[path]))
             if checksum(str(new)) != entry["checksum"]:

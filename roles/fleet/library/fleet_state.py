@@ -40,7 +40,7 @@ state: {description: The checksum., returned: always, type: str}
 note: {description: The content of that file; empty without one., returned: always, type: str}
 """
 
-# The second one is of the last start, stop or reload, and the third of a start alone.
+# The timestamp is of the last start, stop or reload, the invocation of a start alone.
 _PROPERTIES = ("Id", "ActiveState", "StateChangeTimestamp", "InvocationID")
 
 
