@@ -113,10 +113,14 @@ def test_files_left_open_are_written(warm: Warm) -> None:
     assert (warm.work / "text").read_text() == "all of it"
 
 
+# Not one long sleep: of a signal that comes on the way into that, Python hears when it is over.
+LINGER = "for _ in range(600): time.sleep(0.1)"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_reach_the_run(warm: Warm, number: int) -> None:
     do = f"import signal, sys, time\nsignal.signal({number:d}, lambda *_: sys.exit(5))\n"
-    do += "print('ready', flush=True); time.sleep(60)"
+    do += f"print('ready', flush=True)\n{LINGER}"
     process = warm.begin(do)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -127,7 +131,7 @@ def test_signals_reach_the_run(warm: Warm, number: int) -> None:
 
 def test_signal_ignored_by_whoever_starts_it_reaches_a_run_that_handles_it(warm: Warm) -> None:
     do = "import signal, sys, time\nbefore = signal.signal(1, lambda *_: sys.exit(5))\n"
-    do += "print(before == signal.SIG_IGN, flush=True); time.sleep(60)"
+    do += f"print(before == signal.SIG_IGN, flush=True)\n{LINGER}"
     usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         process = warm.begin(do)
