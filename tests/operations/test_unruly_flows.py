@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ TemporaryFileSystem=/tmp:size=256M,mode=1777,nodev,nosuid
 TemporaryFileSystem=/var/tmp:size=256M,mode=1777,nodev,nosuid
 """
 TOLD = "/var/lib/prefect/unruly"
+WARM = "/var/lib/prefect/warm"
 NAMES = ("steady", "fork_bomb", "memory_hog", "disk_filler", "many_kinds_of_work", "look_around")
 FLOWS = Path(__file__).with_name("unruly_flows.py")
 _STEPS = "prefect.deployments.steps"
@@ -93,6 +95,10 @@ class Runs:
         """Return the run once it has ended."""
         return self.wait(run, lambda found: found.state is not None and found.state.is_final())
 
+    def is_forked(self, run: Any) -> bool:
+        """Return whether a run was forked, as the fleet's own are, once its process has ended."""
+        return comes_true(f"journalctl --boot --quiet --grep='flow run {run}: ended'")
+
     def said(self, run: Any) -> Any:
         """Wait for a run, which has to end Completed, and return what it has told."""
         found = self.end(run)
@@ -104,6 +110,12 @@ class Runs:
 def unit(pool: str) -> str:
     """The worker of a pool."""
     return f"prefect-worker@{pool}.service"
+
+
+def comes_true(command: str) -> bool:
+    """Return whether a command succeeds on the host before long."""
+    loop = shlex.quote(f"until {command}; do sleep 1; done")
+    return connect(HOST).run(f"timeout {_WAIT_SECONDS} sh -c {loop}").rc == 0
 
 
 async def create() -> dict[tuple[str, str], Any]:
@@ -146,6 +158,7 @@ def runs(laptop: Laptop, site: Site) -> Iterator[Runs]:
     env = "/etc/prefect/workers"
     units = " ".join(unit(pool) for pool in POOLS)
     made = " ".join(f"{DROPINS}/{unit(pool)}.d {env}/{pool}.env" for pool in POOLS)
+    forks = " ".join(f"{WARM}/{pool}.*" for pool in POOLS)
     with temporary_settings({PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}):
         try:
             asyncio.run(remove())
@@ -154,14 +167,18 @@ def runs(laptop: Laptop, site: Site) -> Iterator[Runs]:
             files = {f"{FOLDER}/unruly_flows.py": FLOWS.read_text()}
             for pool in POOLS:
                 host.check_output(f"install -d {DROPINS}/{unit(pool)}.d")
-                host.check_output(f"sed s/canary/{pool}/g {env}/canary.env > {env}/{pool}.env")
+                own = f"s/canary/{pool}/g; s#^WORKER_ARGUMENTS=.*#& --warm-start {WARM}#"
+                host.check_output(f"sed '{own}' {env}/canary.env > {env}/{pool}.env")
                 files[f"{DROPINS}/{unit(pool)}.d/limits.conf"] = LIMITS
             for path, text in files.items():
                 host.check_output("printf %%s %s > %s", text, path)
             host.check_output(f"systemctl daemon-reload && systemctl start {units}")
+            for pool in POOLS:
+                # Until then, runs are left to the stock command.
+                assert comes_true(f"test -e {WARM}/{pool}.json")
             yield Runs(deployments)
         finally:
-            host.run(f"systemctl stop {units}; rm -r {FOLDER} {TOLD} {made}")
+            host.run(f"systemctl stop {units}; rm -r {FOLDER} {TOLD} {made} {forks}")
             host.run("systemctl daemon-reload")
             asyncio.run(remove())
 
@@ -195,11 +212,13 @@ def test_a_bad_flow_takes_nothing_from_other_runs(runs: Runs, bad: str) -> None:
     others = [runs.start("steady", pool, until=end) for pool in pools]
     for run in others:
         runs.wait(run, lambda found: found.state is not None and found.state.is_running())
-    ended = runs.end(runs.start(flow, **parameters)).state
+    run = runs.start(flow, **parameters)
+    ended = runs.end(run).state
     connect(HOST).check_output("touch %s", end)
     assert ended is not None
     assert ended.is_failed(), ended
     assert refusal in str(ended.message)
+    assert runs.is_forked(run)
     # Those beside it went on all the time, and its own pool's worker takes the next run.
     for run in [*others, runs.start("steady", until="/")]:
         assert runs.said(run)["finished"]
