@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fleet.conftest import Site, connect, members
-from tests.fleet.test_network import CONNECT
+from tests.fleet.programs import CONNECT
 
 CA_FILE = "/etc/prefect/ca.pem"
 # The authorities that everybody knows; the fleet's is none of them.
