@@ -10,35 +10,7 @@ import pytest
 from lab.fleet import Host as Machine
 from lab.podman import podman
 from tests.fleet.conftest import FLEET, Laptop, Site, connect, members
-
-CONNECT = """
-import asyncio, asyncpg, ssl
-authority = V.pop("authority", "/etc/prefect/ca.pem")
-V["ssl"] = ssl.create_default_context(cafile=authority) if authority else False
-async def main():
-    try:
-        connection = await asyncpg.connect(timeout=10, **V, port=5432, database="prefect")
-        print(await connection.fetchval("select current_user"))
-    except Exception as error:
-        print(type(error).__name__, error)
-asyncio.run(main())
-"""
-
-S3 = """
-import boto3
-from botocore.config import Config
-from botocore.exceptions import ClientError
-client = boto3.client("s3", endpoint_url=V["url"], region_name="us-east-1",
-    aws_access_key_id=V["access"], aws_secret_access_key=V["secret"], verify="/etc/prefect/ca.pem",
-    config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}))
-def attempt(call, **arguments):
-    try:
-        call(**arguments)
-        return "done"
-    except ClientError as error:
-        return error.response["Error"]["Code"]
-"""
-
+from tests.fleet.programs import CONNECT, S3
 
 # Runs on a machine of the same network that is in no tailnet: which of a host's ports answer
 # (open), say that nothing listens (closed), or say nothing (filtered).

@@ -12,7 +12,7 @@ from prefect.results import ResultRecordMetadata
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.fleet.conftest import Laptop, Site
-from tests.fleet.test_network import S3
+from tests.fleet.programs import S3
 
 DEPLOYMENTS = ["dhis2_connection/dhis2-connection", "dhis2_ou/dhis2-ou", "live_score/live-score"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fleet.conftest import Site, connect, members
-from tests.fleet.test_network import CONNECT
+from tests.fleet.programs import CONNECT
 
 CA_FILE = "/etc/prefect/ca.pem"
 # The authorities that everybody knows; the fleet's is none of them.
@@ -23,6 +23,15 @@ async def main():
     except Exception as error:
         print(type(error).__name__, error)
 asyncio.run(main())
+"""
+# The block by which a flow run keeps its results, with the settings that its worker has.
+RESULTS = """
+from prefect_aws import S3Bucket
+try:
+    S3Bucket.load("results").list_objects("none/of/this/name")
+    print("done")
+except Exception as error:
+    print(type(error).__name__, error)
 """
 
 
@@ -81,12 +90,25 @@ def test_the_server_verifies_its_database(site: Site, change: str, said: str) ->
     assert said in answer.splitlines()[-1] if not change else said in answer
 
 
-def test_flows_verify_where_they_keep_their_results(site: Site) -> None:
-    """The block that flow runs load names the authority; their runs show that it is used."""
-    shown = site.first("prefect_worker").check_output(
-        "prefect-cli block inspect s3-bucket/results | tr -d ' \\n'"
+@pytest.mark.parametrize(
+    ("authorities", "said"),
+    [(CA_FILE, "done"), (OTHER_AUTHORITIES, "CERTIFICATE_VERIFY_FAILED")],
+)
+def test_flows_verify_where_they_keep_their_results(
+    site: Site, authorities: str, said: str
+) -> None:
+    """Through the block that flow runs load, on a worker host that trusts other authorities."""
+    answer = site.first("prefect_worker").check_output(
+        "systemd-run --quiet --pipe --wait --collect --uid=prefect "
+        "--property=WorkingDirectory=/var/lib/prefect "
+        "--property=EnvironmentFile=/etc/prefect/client.env "
+        "--property=EnvironmentFile=/etc/prefect/workers/default.env "
+        f"--property=BindReadOnlyPaths={authorities}:{CA_FILE} "
+        # A wrong certificate is not asked again and again.
+        "/usr/bin/env AWS_MAX_ATTEMPTS=1 /opt/prefect/venv/bin/python -c %s",
+        RESULTS,
     )
-    assert CA_FILE in shown
+    assert said in answer
 
 
 @pytest.mark.parametrize(

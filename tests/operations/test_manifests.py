@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.fleet.conftest import FLEET, PROJECT, Laptop, Site, connect, members
-from tests.fleet.test_network import S3
+from tests.fleet.programs import S3
 
 WORKERS = members("prefect_worker")
 Manifest = dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter
 
 from lab.podman import podman
 from tests.fleet.conftest import FLEET, Laptop, Site, connect, members, wait_until
+from tests.fleet.programs import S3
 from tests.operations.test_manifests import ended, wait_for
 
 WORKERS = members("prefect_worker")
@@ -216,16 +218,15 @@ class Load(threading.Thread):
     def _open(self) -> int:
         return sum(run["end_time"] is None for run in self._runs.read(self.started))
 
-    def wait_for_run_on(self, host: str = "") -> None:
-        """Wait until one of the runs is running, on that host if one is named."""
+    def wait_for_run_on(self, host: str) -> None:
+        """Wait until one of the runs is running on that host."""
 
         def is_there(run: dict[str, Any]) -> bool:
             worker = run["labels"].get("prefect.worker.name")
-            return run["state_name"] == "Running" and (not host or worker == f"{host}-default")
+            return run["state_name"] == "Running" and worker == f"{host}-default"
 
         wait_until(
-            lambda: any(is_there(run) for run in self._runs.read(self.started)),
-            f"no run on {host}" if host else "no run",
+            lambda: any(is_there(run) for run in self._runs.read(self.started)), f"no run on {host}"
         )
 
     def stop(self) -> None:
@@ -233,8 +234,11 @@ class Load(threading.Thread):
         self.join()
 
 
-def survive(runs: Runs, disturb: Callable[[Load], None]) -> None:
-    """Do something under a steady load of runs; each of them must end Completed, in one attempt."""
+def survive(runs: Runs, site: Site, disturb: Callable[[Load], None]) -> None:
+    """Do something under a steady load of runs.
+
+    Each of them must end Completed, in one attempt, and have kept its result.
+    """
     load = Load(runs)
     load.start()
     try:
@@ -249,9 +253,32 @@ def survive(runs: Runs, disturb: Callable[[Load], None]) -> None:
         run["state"] for run in found if (run["state_name"], run["run_count"]) != ("Completed", 1)
     ]
     assert bad == []
+    assert without_result(found, site) == []
 
 
-def test_a_rolling_restart_of_all_workers_loses_no_run(runs: Runs) -> None:
+def without_result(found: list[dict[str, Any]], site: Site) -> list[str]:
+    """Those of completed runs whose result is not in the object storage.
+
+    Prefect ends a run Completed, and names the object, where it could not write it as well.
+    """
+    keys = {run["state"]["data"]["storage_key"]: run["name"] for run in found}
+    script = f"""{S3}
+import json
+calls = [dict(Bucket="results", Key=key) for key in json.loads(V["keys"])]
+print(json.dumps([call["Key"] for call in calls if attempt(client.head_object, **call) != "done"]))
+"""
+    missing = site.python(
+        site.first("prefect_worker"),
+        script,
+        url=site.storage,
+        access=site.secrets["fleet_rustfs_results_access_key"],
+        secret=site.secrets["fleet_rustfs_results_secret_key"],
+        keys=json.dumps(list(keys)),
+    )
+    return [keys[key] for key in json.loads(missing)]
+
+
+def test_a_rolling_restart_of_all_workers_loses_no_run(runs: Runs, site: Site) -> None:
     def roll(load: Load) -> None:
         for name in WORKERS:
             load.wait_for_run_on(name)
@@ -261,20 +288,30 @@ def test_a_rolling_restart_of_all_workers_loses_no_run(runs: Runs) -> None:
         for name in WORKERS:
             # Else the one that happens to ask first takes them all, and others have none to lose.
             stack.enter_context(pool_settings(name, limit=_AT_A_TIME // len(WORKERS)))
-        survive(runs, roll)
+        survive(runs, site, roll)
 
 
-def test_restarts_of_what_runs_need_lose_no_run(runs: Runs, site: Site) -> None:
-    def restart_one_by_one(load: Load) -> None:
-        for group, unit in SERVICES.items():
-            host = site.first(group)
-            load.wait_for_run_on()
-            host.check_output("systemctl stop %s", unit)
-            time.sleep(3)
-            host.check_output("systemctl start %s", unit)
-            wait_until(lambda: is_ready(site), "the API is not ready")
+@pytest.mark.parametrize("group", SERVICES)
+def test_restarts_of_what_runs_need_lose_no_run(runs: Runs, site: Site, group: str) -> None:
+    host, unit = site.first(group), SERVICES[group]
 
-    survive(runs, restart_one_by_one)
+    def restart(_: Load) -> None:
+        wait_for_a_beginning()
+        host.check_output("systemctl stop %s", unit)
+        # The flow that has just begun ends meanwhile.
+        time.sleep(_RUN_SECONDS)
+        host.check_output("systemctl start %s", unit)
+        wait_until(lambda: is_ready(site), "the API is not ready")
+
+    survive(runs, site, restart)
+
+
+def wait_for_a_beginning() -> None:
+    """Wait until a flow begins; its run is Running for seconds by then."""
+    begun = f"journalctl -u prefect-worker@default --since=@{time.time()} | grep 'Aimed at'"
+    wait_until(
+        lambda: any(connect(name).run(begun).rc == 0 for name in WORKERS), "no flow has begun"
+    )
 
 
 def is_ready(site: Site) -> bool:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.fleet.conftest import FLEET, Laptop, Site
-from tests.fleet.test_network import CONNECT, S3
+from tests.fleet.programs import CONNECT, S3
 from tests.fleet.test_secrets import shapes
 from tests.operations.conftest import Playbook
 from tests.outages.test_runs_survive import Runs

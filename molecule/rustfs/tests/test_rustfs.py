@@ -7,22 +7,9 @@ import json
 import pytest
 from conftest import Hosts
 
+from tests.fleet.programs import S3
+
 CA_FILE = "/etc/prefect/ca.pem"
-S3 = """
-import boto3
-from botocore.config import Config
-from botocore.exceptions import ClientError
-client = boto3.client("s3", endpoint_url=V["url"], region_name="us-east-1",
-    verify="/etc/prefect/ca.pem",
-    aws_access_key_id=V["access"], aws_secret_access_key=V["secret"],
-    config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}))
-def attempt(call, **arguments):
-    try:
-        call(**arguments)
-        return "done"
-    except ClientError as error:
-        return error.response["Error"]["Code"]
-"""
 
 
 @pytest.fixture(scope="session")
