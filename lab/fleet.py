@@ -26,6 +26,13 @@ GROUPS = ("headscale", "postgres", "prefect_server", "prefect_worker", "rustfs")
 
 _FIRST_HOST = 11  # .1 is the gateway, .2 the apt cache
 _BOOT_SECONDS = 120
+# Mounts must propagate as on a real machine, or systemd's credentials stay out of reach of the
+# services that they are for. A container keeps its network's settings and firewall over a reboot; a
+# real machine has to make them anew.
+_BOOT = (
+    "mount --make-rshared / && sysctl --quiet --write net.ipv4.ip_nonlocal_bind=0 "
+    "&& if command -v nft >/dev/null; then nft flush ruleset; fi && exec /sbin/init"
+)
 _REMOVE = ("rm", "--force", "--volumes", "--time", "2")
 _REMOVALS = 3
 # Units that Debian's packages enable, by the group whose hosts need them.
@@ -283,9 +290,7 @@ class Fleet:
             "--network-alias", host.name, "--ip", str(host.address),
             "--systemd=always", "--device", "/dev/net/tun", *run_arguments(),
             "--restart=always", "--volume", f"{uv_cache}:/var/cache/uv",
-            # Mounts must propagate as on a real machine, or systemd's credentials stay out of reach
-            # of the services that they are for.
-            image, "sh", "-c", "mount --make-rshared / && exec /sbin/init",
+            image, "sh", "-c", _BOOT,
         )  # fmt: skip
         public_key = (self.state / "id_ed25519.pub").read_text()
         self.run(host.name, self._first_boot(public_key), check=True)
