@@ -1,13 +1,12 @@
 """Keep a zygote running: `python -m prefect_fleet.warm.parent --state FOLDER --pool NAME …`.
 
-The socket comes from systemd (`prefect-warm@.socket`), or is made at --socket. This process
-imports next to nothing and lives as long as the unit; zygotes come and go. The first is there soon,
-for it imports only what the engine and the release's list need; one that imports what runs have
-been seen to import follows it. One that has become unfit for new runs is followed by another and
-stays until its children have ended. One that breaks at an import is followed by one without that
-import. Where there is none and can't be, clients are
-told so at once, and the stock command runs. When this file itself is another, this process ends
-with status 0, and whoever keeps it starts the new one.
+This process makes the socket, imports next to nothing, and lives as long as its worker; zygotes
+come and go. The first is there soon, for it imports only what the engine and the release's list
+need; one that imports what runs have been seen to import follows it. One that has become unfit for
+new runs is followed by another and stays until its children have ended. One that breaks at an
+import is followed by one without that import. Where there is none and can't be, clients are told
+so at once, and the stock command runs. When this file itself is another, this process ends with
+status 0, and whoever keeps it starts the new one.
 """
 
 import argparse
@@ -25,7 +24,6 @@ from pathlib import Path
 from prefect_fleet.warm import client
 from prefect_fleet.warm.settings import Settings
 
-LISTEN_FDS_START = 3  # <systemd/sd-daemon.h> SD_LISTEN_FDS_START
 # An import that takes longer hangs.
 SECONDS_TO_IMPORT = 60.0
 # Between two attempts when a zygote can't even import Prefect.
@@ -156,7 +154,6 @@ class Parent:
             self._wanted = False
         for other in [one for one in self._zygotes if one.ready and one is not zygote]:
             self._forget(other)
-        notify("READY=1\nSTATUS=Ready to fork")
 
     def _lose(self, zygote: Zygote) -> None:
         """Find out how a zygote ended that had said nothing of it."""
@@ -194,7 +191,6 @@ class Parent:
         self._retry = time.monotonic() + SECONDS_TO_RETRY
         self._selector.register(self._listening, selectors.EVENT_READ)
         say(f"runs start by the stock command, for no zygote can be made: {reason}")
-        notify(f"READY=1\nSTATUS=The stock command runs: {reason}")
 
     def _refuse(self) -> None:
         with contextlib.suppress(OSError):
@@ -212,31 +208,13 @@ def identity() -> tuple[int, int, int] | None:
     return status.st_dev, status.st_ino, status.st_size
 
 
-def notify(state: str) -> None:
-    """Tell systemd, if it waits for it; see sd_notify(3)."""
-    if not (address := os.environ.get("NOTIFY_SOCKET")):
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
-        line.connect(address)
-        line.send(state.encode())
-
-
 def say(text: str) -> None:
     """Write a line for the journal."""
     print(text, file=sys.stderr, flush=True)
 
 
-def listen(path: Path | None) -> socket.socket:
-    """Return systemd's socket, or one at a path; see sd_listen_fds(3)."""
-    if os.environ.pop("LISTEN_PID", "") == str(os.getpid()):
-        count = int(os.environ.pop("LISTEN_FDS", "0"))
-        os.environ.pop("LISTEN_FDNAMES", None)
-        if count == 1:
-            return socket.socket(fileno=LISTEN_FDS_START)
-    if path is None:
-        sys.exit("prefect-warm: systemd gave no socket; write --socket PATH")
+def listen(path: Path) -> socket.socket:
+    """Return a socket at a path, for this user alone."""
     path.unlink(missing_ok=True)
     made = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
@@ -254,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pool", required=True, help="name of the work pool")
     parser.add_argument("--state", required=True, type=Path, help="folder for what is learned")
     parser.add_argument("--list", type=Path, default=Path("/dev/null"), help="modules to import")
-    parser.add_argument("--socket", type=Path, help="where to listen, without systemd")
+    parser.add_argument("--socket", required=True, type=Path, help="where to listen")
     parser.add_argument("--watch", action="append", default=[], help="changes with a release")
     options = parser.parse_args(arguments)
     listening = listen(options.socket)
