@@ -88,7 +88,7 @@ server: venv ## A Prefect server on this machine alone; PREFECT_SERVER_API_AUTH_
 venv: ## Make .venv as requirements/control.txt locks it
 	@scripts/bootstrap
 
-test: venv ## Lint, unit tests, the whole site on local hosts, the UI; ROLE=name: one role's scenario
+test: venv ## Lint, unit tests, the whole site and each role on local hosts, the UI; ROLE=name: one role
 	@scripts/test $(ROLE)
 
 lint: venv ## ruff, yamllint, shellcheck, ansible-lint
