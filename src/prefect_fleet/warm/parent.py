@@ -1,8 +1,9 @@
 """Keep a zygote running: `python -m prefect_fleet.warm.parent --state FOLDER --pool NAME …`.
 
 This process makes the socket, imports next to nothing, and lives as long as its worker; zygotes
-come and go. The first is there soon, for it imports only what the engine and the release's list
-need; one that imports what runs have been seen to import follows it. One that has become unfit for
+come and go. The first is started when the first run comes, for a pool without runs shall cost
+nothing. It is there soon, for it imports only what the engine and the release's list need; one that
+imports what runs have been seen to import follows it. One that has become unfit for
 new runs is followed by another and stays until its children have ended. One that breaks at an
 import is followed by one without that import. Where there is none and can't be, clients are told
 so at once, and the stock command runs. When this file itself is another, this process ends with
@@ -63,6 +64,8 @@ class Parent:
         self._zygotes: list[Zygote] = []
         self._old: list[subprocess.Popen[bytes]] = []
         self._unfit: dict[str, str] = {}
+        # No run has come yet.
+        self._asleep = True
         self._broken = ""
         self._retry = 0.0
         # One that imports what has been learned is to follow the one that is there.
@@ -79,8 +82,11 @@ class Parent:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
         self._selector.register(wakeup, selectors.EVENT_READ)
+        self._selector.register(self._listening, selectors.EVENT_READ)
         while True:
-            if not self._zygotes and time.monotonic() >= self._retry:
+            if self._asleep:
+                pass
+            elif not self._zygotes and time.monotonic() >= self._retry:
                 if identity() != self._own:
                     say("the parent ends, for its own code has changed")
                     return
@@ -91,7 +97,7 @@ class Parent:
                 if key.fileobj is wakeup:
                     wakeup.recv(1 << 12)
                 elif key.fileobj is self._listening:
-                    self._refuse()
+                    self._wake_or_refuse()
                 else:
                     self._hear(key.data)
             self._old = [process for process in self._old if process.poll() is None]
@@ -103,7 +109,7 @@ class Parent:
     def _patience(self) -> float | None:
         """Return for how many seconds nothing has to be done if nothing happens."""
         moments = [one.heard + SECONDS_TO_IMPORT for one in self._zygotes if not one.ready]
-        if not self._zygotes:
+        if not self._zygotes and not self._asleep:
             moments.append(self._retry)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
@@ -192,7 +198,12 @@ class Parent:
         self._selector.register(self._listening, selectors.EVENT_READ)
         say(f"runs start by the stock command, for no zygote can be made: {reason}")
 
-    def _refuse(self) -> None:
+    def _wake_or_refuse(self) -> None:
+        """Have a zygote made for the first client, which waits; without one, refuse them all."""
+        if self._asleep:
+            self._asleep = False
+            self._selector.unregister(self._listening)
+            return
         with contextlib.suppress(OSError):
             connection, _ = self._listening.accept()
             with connection:
