@@ -241,6 +241,13 @@ def test_the_apis_word_counts(host: Host) -> None:
         assert (manifest.error is None) == (kind == "COMPLETED")
 
 
+def test_one_command_sees_a_run_through_that_has_just_ended(host: Host) -> None:
+    key = host.begin()
+    host.enter(UUID(key), Completed())
+    assert program.main(["settle"]) == 0
+    assert host.read(key).is_complete
+
+
 def test_a_cancelled_run(host: Host) -> None:
     key = host.begin(is_gone=True)
     host.enter(UUID(key), Cancelling())

@@ -9,6 +9,7 @@ Exit status: 0 done; 1 faults or nothing found (on stderr what, and what to do);
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def settle(options: argparse.Namespace) -> int:
-    """One pass over this host's manifests."""
+    """One pass over this host's manifests, and a second one where that will soon know more."""
     from prefect_fleet.manifests import settle as passes
 
     manifests = Manifests()
@@ -114,11 +115,17 @@ def settle(options: argparse.Namespace) -> int:
     with passes.only_pass(manifests):
         if options.rescan:
             passes.rescan(manifests)
-        report = passes.Settle(manifests, settings, keep_days=options.keep_days).run()
-    for problem in report.problems:
-        print(problem, file=sys.stderr)
-    if report.has_news:
-        print(report)
+        # What a pass imports costs more than what it does, so it stays for a run that has just
+        # ended; those that end meanwhile are the next one's.
+        for _ in range(2):
+            report = passes.Settle(manifests, settings, keep_days=options.keep_days).run()
+            for problem in report.problems:
+                print(problem, file=sys.stderr)
+            if report.has_news:
+                print(report)
+            if report.soon is None:
+                break
+            time.sleep(report.soon)
     return 0
 
 

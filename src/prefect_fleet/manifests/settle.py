@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,8 @@ class Report:
     removed: int = 0
     waiting: int = 0
     problems: list[str] = field(default_factory=list)
+    soon: float | None = None
+    """Seconds after which the facts of a run that has just ended can be looked up."""
 
     @property
     def has_news(self) -> bool:
@@ -92,7 +94,8 @@ class Report:
         return any((self.closed, self.completed, self.uploaded, self.removed, self.waiting))
 
     def __str__(self) -> str:
-        done = [f"{count} {what}" for what, count in asdict(self).items() if what != "problems"]
+        told = ("closed", "completed", "uploaded", "removed", "waiting")
+        done = [f"{getattr(self, what)} {what}" for what in told]
         return ", ".join(done)
 
 
@@ -323,7 +326,11 @@ class Settle:
         if manifest.is_complete or not manifest.end:
             return
         since = self._now - datetime.fromisoformat(manifest.end).timestamp()
-        if since < self._pace.facts or self._now < care.next_question:
+        if since < self._pace.facts:
+            left = self._pace.facts - since
+            self.report.soon = max(left, self.report.soon or 0.0)
+            return
+        if self._now < care.next_question:
             return
         api = self._api()
         if api is not None:
