@@ -258,8 +258,6 @@ def begin(
     warm: Warm, run: Run, do: str, errors: int | None = None, **environment: str
 ) -> "subprocess.Popen[bytes]":
     """Start a forked run in the group of a run."""
-    from tests.unit.warm import CLIENT, STOCK
-
     return subprocess.Popen(
         run.group.command([*CLIENT, str(warm.socket), *STOCK]),
         cwd=warm.work,
