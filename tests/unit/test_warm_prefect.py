@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,7 +216,11 @@ def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         command += ["--state", str(folder), "--list", str(folder / "list")]
         command += ["--socket", str(folder / "socket")]
         parent = subprocess.Popen(command, env=made.environment, stdout=log, stderr=log)
-        wait_until((folder / "default.json").exists, (folder / "log").read_text(), 120)
+        wait_until((folder / "socket").is_socket, "its socket", 120)
+        with socket.socket(socket.AF_UNIX) as first:
+            # The first client has the zygote made.
+            first.connect(str(folder / "socket"))
+            wait_until((folder / "default.json").exists, "the zygote", 300)
         yield made
         parent.terminate()
         assert parent.wait(30) == 0
