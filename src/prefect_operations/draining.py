@@ -47,7 +47,6 @@ INTERNALS: dict[Any, tuple[str, ...]] = {
         "_submit_run",
         "_get_scheduled_flow_runs",
         "_release_limit_slot",
-        "_propose_crashed_state",
     ),
     process_worker: ("FlowRunExecutorContext",),
     FlowRunExecutorContext: ("create_executor",),
@@ -257,14 +256,6 @@ class DrainingWorker(ProcessWorker, abc.ABC):
         finally:
             self._attempts.discard(attempt)
         return ProcessWorkerResult(status_code=0, identifier="ended by the drain")
-
-    async def _propose_crashed_state(
-        self, flow_run: FlowRun, message: str, *args: Any, **settings: Any
-    ) -> None:
-        attempt = _attempt.get()
-        if attempt and attempt.starter:
-            message = attempt.starter.explain(message)
-        await super()._propose_crashed_state(flow_run, message, *args, **settings)
 
     async def close_left_over(self, before: Any, why: str) -> list[str]:
         """Mark the runs that an earlier process of this worker had and left without a word.

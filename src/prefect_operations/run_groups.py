@@ -244,7 +244,7 @@ class RunGroup:
         )
 
     def explain(self, message: str) -> str:
-        """Return the message of a run that has crashed; first of all that its memory was out."""
+        """Return the message of a run that has crashed: that memory was out, or what is given."""
         if self.usage is None or not self.usage.out_of_memory:
             return message
         if self._own_limit and self.limits.memory_max is not None:
@@ -252,12 +252,12 @@ class RunGroup:
             return (
                 f"Out of memory: the run wanted more than its memory_max of {limit}, and the "
                 "kernel ended it. Give its deployment a larger memory_max, or let the flow hold "
-                f"less at a time. {message}"
+                "less at a time."
             )
         return (
             "Out of memory: this pool's runs together, or all of the host, had no more, and the "
             "kernel ended this run. Give runs a memory_max, let fewer run at a time, or let the "
-            f"flow hold less at a time. {message}"
+            "flow hold less at a time."
         )
 
 

@@ -292,7 +292,7 @@ def test_a_run_gets_no_more_processor_time_than_it_may_have(
     run = runs.start("spins", how | {"cpu_quota": "20%"}, seconds=2)
     assert runs.end(run).is_completed()
     cpu = runs.told(run)["cpu"]
-    # It would have been throttled in none of the periods of 0.1 s.
+    # How often it had to wait for the next period of 0.1 s.
     assert cpu["nr_throttled"] > 5
     free = runs.start("spins", how, seconds=2)
     assert runs.end(free).is_completed()
