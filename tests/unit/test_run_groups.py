@@ -2,18 +2,22 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import jsonschema
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 
 from prefect_fleet.pools import LIMITS
+from prefect_fleet.pools import main as make_pools
 from prefect_operations import run_groups
 from prefect_operations.limits import Limits, RunJobConfiguration, WrongLimit, size
 from prefect_operations.run_groups import RunGroup, RunGroups
@@ -365,3 +369,94 @@ def test_what_is_used_of_prefects_internals_is_there() -> None:
     assert _starter_engine.run_process is run_groups._run_process
     assert _starter_engine.run_process is not run_process
     assert "run_process" in _starter_engine.EngineCommandStarter.start.__code__.co_names
+
+
+GROUPED = """
+import os, subprocess
+from pathlib import Path
+from prefect import flow
+
+@flow
+def grouped(where: str):
+    left = subprocess.Popen(["sleep", "600"], start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    group = os.environ["PREFECT_FLEET_GROUP"]
+    inside = Path(group, "cgroup.procs").read_text().split()
+    assert str(os.getpid()) in inside and str(left.pid) in inside
+    Path(where).write_text(f"{group} {left.pid}")
+"""
+
+
+async def create(folder: Path, command: str | None, **variables: str) -> UUID:
+    """Create a run of GROUPED in the pool `grouped`."""
+    async with get_client() as client:
+        deployment = await client.create_deployment(
+            await client.create_flow_from_name("grouped"),
+            "grouped",
+            work_pool_name="grouped",
+            entrypoint=f"{folder}/flow.py:grouped",
+            enforce_parameter_schema=False,
+        )
+        given = variables | ({"command": command} if command else {})
+        run = await client.create_flow_run_from_deployment(
+            deployment, parameters={"where": str(folder / "told")}, job_variables=given
+        )
+        return run.id
+
+
+@pytest.fixture
+def worker(made: Path, tmp_path: Path, prefect_api: str) -> Iterator[Path]:
+    """A worker in the group `worker` of a unit, and its log."""
+    (tmp_path / "flow.py").write_text(GROUPED)
+    pools = tmp_path / "pools.json"
+    pools.write_text(json.dumps([{"name": "grouped", "type": "process"}]))
+    assert make_pools([str(pools)]) == 0
+    start = [sys.executable, "-m", "prefect_operations.worker", "--pool", "grouped"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            inside(made / "worker", [*start, "--name", "grouped", "--drain-seconds", "0"]),
+            env=os.environ
+            | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLEET_DATA": str(tmp_path)},
+            stdout=log,
+            stderr=log,
+        )
+    yield tmp_path / "log"
+    process.terminate()
+    assert process.wait(120) == 0
+
+
+def end(run: UUID, log: Path) -> State[Any]:
+    """Wait for the end of a run, and return its state."""
+    ended: list[State[Any]] = []
+
+    def has_ended() -> bool:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(run).state
+        if state is not None and state.is_final():
+            ended.append(state)
+        return bool(ended)
+
+    wait_until(has_ended, f"the end of {run}\n{log.read_text()}", 300)
+    return ended[0]
+
+
+@needs_groups
+def test_a_worker_runs_each_run_in_a_group(made: Path, worker: Path) -> None:
+    """Without a command of the pool's, and with one; what is no limit is told."""
+    folder = worker.parent
+    for command in (None, f"{sys.executable} -m prefect.engine"):
+        run = asyncio.run(create(folder, command, memory_max="512M"))
+        assert end(run, worker).is_completed(), worker.read_text()
+        group, left = (folder / "told").read_text().split()
+        assert group == str(made / f"run-{run}")
+        note = folder / "manifests" / ".usage" / f"{run}.json"
+        wait_until(note.exists, "its usage", 60)
+        assert json.loads(note.read_text())["processor_seconds"] > 0
+        wait_until(lambda one=group: not Path(one).exists(), "the end of its group", 60)
+        assert not alive(int(left))
+        asked = "The run goes on without memory_max: this host's control groups have no memory"
+        has_memory = "memory" in (made / "cgroup.subtree_control").read_text().split()
+        assert (asked in worker.read_text()) != has_memory
+    state = end(asyncio.run(create(folder, None, memory_max="100")), worker)
+    assert state.is_crashed()
+    assert "memory_max is '100': write a size from 16M on" in str(state.message)
