@@ -20,6 +20,7 @@ from prefect_fleet.manifests.files import Manifests
 
 if TYPE_CHECKING:
     from prefect_fleet.manifests.reading import Found, Source
+    from prefect_fleet.manifests.record import Manifest
     from prefect_fleet.manifests.store import Store
 
 PROGRAM = "python -m prefect_fleet.manifests"
@@ -147,6 +148,7 @@ def ls(options: argparse.Namespace) -> int:
                     manifest.run.id[:8],
                     manifest.state.name,
                     "" if manifest.duration is None else f"{manifest.duration:.1f}",
+                    *_usage(manifest),
                     str(manifest.run.attempts),
                     manifest.worker.host,
                     manifest.flow.name
@@ -155,8 +157,20 @@ def ls(options: argparse.Namespace) -> int:
                 )
             )
     if not options.json:
-        _print_table(("START (UTC)", "RUN", "STATE", "S", "TRY", "HOST", "FLOW", "NAME"), rows)
+        head = ("START (UTC)", "RUN", "STATE", "S", "CPU S", "MIB", "TRY", "HOST", "FLOW", "NAME")
+        _print_table(head, rows)
     return 0
+
+
+def _usage(manifest: "Manifest") -> tuple[str, str]:
+    """Processor time and peak memory of a run, as far as they are known."""
+    usage = manifest.usage
+    seconds = usage.processor_seconds if usage else None
+    peak = usage.memory_peak if usage else None
+    return (
+        "" if seconds is None else f"{seconds:.1f}",
+        "" if peak is None else f"{peak / (1 << 20):.0f}",
+    )
 
 
 def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -30,6 +30,7 @@ from prefect_fleet.manifests.record import (
     FACTS,
     FINAL_TYPES,
     NO_RESULT,
+    NO_USAGE,
     NOT_YET,
     Error,
     Fact,
@@ -57,6 +58,7 @@ class Pace:
         facts: how long after a run's end its facts are looked up: its last task runs and
             artifacts reach the API's database a little later.
         tasks: how long after a run's end its task runs may still change.
+        usage: how long after a run's end its worker may still say what it has taken.
         first, longest: from one question about a run to the next, doubled each time.
         give_up: how long after a run's end its facts are looked for.
         provisional: how long the API's word about a run that the sweep closed is waited for.
@@ -67,6 +69,7 @@ class Pace:
     report: float = 120
     facts: float = 5
     tasks: float = 300
+    usage: float = 60
     first: float = 20
     longest: float = 600
     give_up: float = 24 * 3600
@@ -166,6 +169,7 @@ class Settle:
                     self.report.problems.append(f"flow run {key}: {error}")
             if self._keep_days is not None and self._settings is not None:
                 self._remove_old(self._keep_days)
+            self._manifests.forget_usage(self._now - 10 * self._pace.usage)
         if json.dumps(self._away) != before:
             replace_file(self._away_file, json.dumps(self._away).encode())
         return self.report
@@ -332,6 +336,8 @@ class Settle:
             return
         if self._now < care.next_question:
             return
+        if manifest.usage is None:
+            manifest.usage = self._manifests.usage_of(manifest.run.id)
         api = self._api()
         if api is not None:
             try:
@@ -377,6 +383,12 @@ class Settle:
                 manifest.result = api.measure(manifest.result)
             except ResultAway as error:
                 missing["result"] = str(error)
+        if "usage" in manifest.missing:
+            if manifest.usage is not None:
+                api.show_usage(manifest.run.id, manifest.usage)
+            elif manifest.worker.name and manifest.deployment and not manifest.run.parent_id:
+                is_early = since < self._pace.usage
+                missing["usage"] = "its worker has not said it yet" if is_early else NO_USAGE
         manifest.missing = missing
         if manifest.is_complete:
             care.questions, care.next_question = 0, 0.0
