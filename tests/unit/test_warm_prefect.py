@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,6 +201,13 @@ class Runs:
         return state, out
 
 
+def wake(path: Path) -> None:
+    """Have a parent make its first zygote, as it does when the first client comes."""
+    wait_until(path.exists, "a parent", 120)
+    with socket.socket(socket.AF_UNIX) as first:
+        first.connect(str(path))
+
+
 @pytest.fixture(scope="module")
 def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("warm")
@@ -215,6 +223,7 @@ def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         command += ["--state", str(folder), "--list", str(folder / "list")]
         command += ["--socket", str(folder / "socket")]
         parent = subprocess.Popen(command, env=made.environment, stdout=log, stderr=log)
+        wake(made.socket)
         wait_until((folder / "default.json").exists, (folder / "log").read_text(), 120)
         yield made
         parent.terminate()
@@ -362,6 +371,7 @@ def fleets(runs: Runs) -> Iterator["subprocess.Popen[bytes]"]:
         worker = subprocess.Popen(
             command, cwd=runs.folder, env=runs.environment | settings, stdout=log, stderr=log
         )
+    wake(folder / "fleet.socket")
     wait_until((folder / "fleet.json").exists, "a zygote", 120)
     yield worker
     worker.kill()

@@ -7,7 +7,6 @@ is recorded; a run in which one of them has another value is not for this zygote
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 
 from prefect_fleet.warm import client, internals
@@ -128,10 +127,12 @@ def process_facts(pid: int | str) -> dict[str, str]:
     Raises:
         OSError: it has gone.
     """
-    folder = Path("/proc", str(pid))
-    lines = (line.partition(":\t") for line in (folder / "status").read_text().splitlines())
-    facts = {key: value for key, _, value in lines if key in COMPARED + TAKEN}
-    facts["limits"] = (folder / "limits").read_text()
+    # pathlib interns the parts of a path, and for a new name each time the interpreter's table of
+    # such strings takes more memory now and then.
+    with open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/limits") as limits:  # noqa: PTH123
+        lines = (line.rstrip("\n").partition(":\t") for line in status)
+        facts = {key: value for key, _, value in lines if key in COMPARED + TAKEN}
+        facts["limits"] = limits.read()
     return facts
 
 
