@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from lab import machine
 from lab.image import ensure_cache_image, ensure_image
 from lab.podman import LABEL, LabError, podman, remove_namespace, run_arguments
 
@@ -59,6 +60,8 @@ class Host:
     name: str
     address: IPv4Address
     groups: tuple[str, ...]
+    machine: bool = False
+    """Whether it has a kernel of its own, as lab/machine.py makes it."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,19 @@ class Fleet:
         """Read one fleet's description.
 
         Raises:
-            LabError: there is no fleet of that name, or it asks for an image that there is not.
+            LabError: there is no fleet of that name, or it asks for an image or a machine that
+                there is not.
         """
         known = tomllib.loads((PROJECT / "lab/fleets.toml").read_text())
         if name not in known:
             raise LabError(f"No fleet is called {name!r}; lab/fleets.toml has: {', '.join(known)}.")
         entry = known[name]
         subnet = IPv4Network(entry["subnet"])
+        machines = entry.get("machines", ())
+        if unknown := set(machines) - entry["hosts"].keys():
+            raise LabError(f"lab/fleets.toml: {name!r} has no host {min(unknown)!r}, a machine.")
         hosts = tuple(
-            Host(host, subnet[_FIRST_HOST + number], tuple(groups))
+            Host(host, subnet[_FIRST_HOST + number], tuple(groups), host in machines)
             for number, (host, groups) in enumerate(entry["hosts"].items())
         )
         image = entry.get("image", "bare")
@@ -139,8 +146,11 @@ class Fleet:
         self._make_key()
         self._ensure_network()
         self._ensure_cache(ensure_cache_image(base))
+        images = {False: image}
+        if any(host.machine for host in self.hosts):
+            images[True] = machine.ensure_machine_image(image)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda host: self._ensure_host(host, image), self.hosts))
+            list(pool.map(lambda host: self._ensure_host(host, images[host.machine]), self.hosts))
         self._write_ssh_config()
         self._write_inventory()
         if self.far_end:
@@ -212,7 +222,27 @@ class Fleet:
         )
 
     def run(self, host: str, script: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a shell script as root in a host, by podman rather than ssh."""
+        """Run a shell script as root in a host, by podman where that is possible.
+
+        Raises:
+            LabError: it failed and `check` is set.
+        """
+        if not self.host(host).machine:
+            return self._inside(host, script, check=check)
+        # Nobody else is on that network, and the host may be too young to be known.
+        argv = ["ssh", "-F", "none", "-i", str(self.state / "id_ed25519"), "-o", "BatchMode=yes"]
+        argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        argv += ["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=10"]
+        argv += [f"root@{self.host(host).address}", "sh", "-s"]
+        done = subprocess.run(argv, input=script, capture_output=True, text=True, check=False)
+        if check and done.returncode != 0:
+            raise LabError(f"{host}: a script failed ({done.returncode}): {done.stderr.strip()}")
+        return done
+
+    def _inside(
+        self, host: str, script: str, check: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a shell script as root in a host's container."""
         return podman("exec", "-i", self.container(host), "sh", "-s", input=script, check=check)
 
     def tailnet_address(self, host: str) -> str:
@@ -290,10 +320,14 @@ class Fleet:
             "--network-alias", host.name, "--ip", str(host.address),
             "--systemd=always", "--device", "/dev/net/tun", *run_arguments(),
             "--restart=always", "--volume", f"{uv_cache}:/var/cache/uv",
-            image, "sh", "-c", _BOOT,
+            *(machine.arguments() if host.machine else []),
+            image, "sh", "-c", machine.BOOT if host.machine else _BOOT,
         )  # fmt: skip
         public_key = (self.state / "id_ed25519.pub").read_text()
-        self.run(host.name, self._first_boot(public_key), check=True)
+        self._inside(host.name, self._first_boot(public_key), check=True)
+        if host.machine:
+            script = f"ssh-keygen -A && touch {machine.READY}"
+            self._inside(host.name, script, check=True)
 
     def _first_boot(self, public_key: str) -> str:
         """The shell script that a new host runs once: the key, the caches, the proxy."""
@@ -355,7 +389,7 @@ END
     def _write_ssh_config(self) -> None:
         known = []
         for host in self.hosts:
-            keys = self.run(host.name, "cat /etc/ssh/ssh_host_*_key.pub", check=True).stdout
+            keys = self._inside(host.name, "cat /etc/ssh/ssh_host_*_key.pub", check=True).stdout
             known += [f"{host.address} {' '.join(key.split()[:2])}" for key in keys.splitlines()]
         (self.state / "known_hosts").write_text("\n".join(known) + "\n")
         # A socket's path is short, at most 108 bytes: no hash that makes it unique on the machine,

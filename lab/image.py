@@ -132,20 +132,32 @@ def ensure_image() -> str:
 
 
 def ensure_cache_image(base: str) -> str:
-    """The tag of the apt cache's image: the hosts' image plus Debian's apt-cacher-ng."""
-    tag = base.replace("-host:", "-apt-cache:")
+    """The tag of the apt cache's image: the hosts' image plus Debian's apt-cacher-ng.
+
+    Raises:
+        LabError: podman refused.
+    """
+    return with_packages(base, base.replace("-host:", "-apt-cache:"), "apt-cacher-ng")
+
+
+def with_packages(base: str, tag: str, *packages: str) -> str:
+    """Make an image of another one and more of Debian's packages, once; gives back its tag.
+
+    Raises:
+        LabError: podman refused.
+    """
     if podman("image", "exists", tag, check=False).returncode == 0:
         return tag
-    print("lab: making the image of the apt cache", flush=True)
+    print(f"lab: making {tag} with {' '.join(packages)}", flush=True)
+    name = f"{LABEL}-build-{os.getpid()}"
     podman(
-        "run", "--name", f"{LABEL}-apt-cache-build", "--replace", "--label", f"{LABEL}=image",
-        *run_arguments(), base,
+        "run", "--name", name, "--replace", "--label", f"{LABEL}=image", *run_arguments(), base,
         "sh", "-c",
         "apt-get update -q && DEBIAN_FRONTEND=noninteractive "
-        "apt-get install -qy --no-install-recommends apt-cacher-ng",
+        f"apt-get install -qy --no-install-recommends {' '.join(packages)}",
     )  # fmt: skip
     try:
-        podman("commit", "--quiet", f"{LABEL}-apt-cache-build", tag)
+        podman("commit", "--quiet", "--change", "CMD=/sbin/init", name, tag)
     finally:
-        podman("rm", "--force", f"{LABEL}-apt-cache-build")
+        podman("rm", "--force", name)
     return tag

@@ -437,6 +437,8 @@ def _is_reference(value: Any) -> bool:
 
 
 def _expected(problem: Any) -> str:
+    if examples := problem.schema.get("examples"):
+        return f"something like {' or '.join(map(str, examples))}"
     match problem.validator, problem.validator_value:
         case "type", str(kind):
             return f"a value of type {kind}"

@@ -3,13 +3,15 @@
 FILE is YAML or JSON: `[{"name": "default", "type": "process", "concurrency_limit": null,
 "work_queues": ["host-a"]}, …]`; the last two keys may be left out. Pools and work queues that it
 does not list, and everything else of the pools that it does (paused, base job template), stay as
-they are. The last line of stdout is
+they are; but the job variables of `LIMITS` are added to a template of a process pool without them.
+The last line of stdout is
 `{"work_pools": [{"name": "default", "status": "new|changed|unchanged"}]}`.
 Exit status: 0 done, 1 nothing or not everything was done (reasons on stderr), 2 wrong usage.
 """
 
 import asyncio
 import contextlib
+import copy
 import json
 import sys
 from collections.abc import Mapping, Set
@@ -26,6 +28,48 @@ from prefect_fleet.inputs import InputError, file_argument, read_file, require_m
 from prefect_fleet.journal import Journal
 from prefect_fleet.plan import Item, PlanStatus
 from prefect_fleet.server_state import read_pages
+
+# Job variables for what one flow run may take, as `prefect_operations.limits` reads them.
+LIMITS: dict[str, dict[str, Any]] = {
+    "memory_max": {
+        "title": "Memory at most",
+        "description": (
+            "Memory of a flow run with all processes that it starts, such as 512M or 2G. A run "
+            "that wants more is ended, and Crashed for want of memory."
+        ),
+        "anyOf": [
+            {"type": "string", "pattern": "^[0-9]+[KMGT]?$"},
+            {"type": "integer", "minimum": 16 << 20},
+            {"type": "null"},
+        ],
+        "default": None,
+        "examples": ["512M", "2G"],
+    },
+    "cpu_quota": {
+        "title": "Processor time at most",
+        "description": (
+            "Processor time of a flow run with all processes that it starts, in percent of one "
+            "processor, such as 50%, or 150% for one and a half. A run that wants more waits."
+        ),
+        "anyOf": [{"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%$"}, {"type": "null"}],
+        "default": None,
+        "examples": ["50%", "150%"],
+    },
+    "tasks_max": {
+        "title": "Processes and threads at most",
+        "description": (
+            "Processes and threads of a flow run, Prefect's own included, such as 100. A run that "
+            "wants more gets an error."
+        ),
+        "anyOf": [
+            {"type": "integer", "minimum": 1},
+            {"type": "string", "pattern": "^0*[1-9][0-9]*$"},
+            {"type": "null"},
+        ],
+        "default": None,
+        "examples": [100, 500],
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -110,17 +154,20 @@ class PoolChange:
         pool: the pool as it should be.
         stored: the pool as the server has it; None for a new one.
         queues: its work queues that are not there yet.
+        template: its base job template, where that changes.
     """
 
     item: Item
     pool: Pool
     stored: WorkPool | None
     queues: tuple[str, ...]
+    template: dict[str, Any] | None = None
 
     def result(self) -> WorkPool:
         """Return the pool as it will be on the server."""
         if self.stored is not None:
-            return self.stored
+            changes = {"base_job_template": self.template} if self.template else {}
+            return self.stored.model_copy(update=changes)
         return WorkPool.model_construct(
             name=self.pool.name, type=self.pool.type, base_job_template=_template(self.pool)
         )
@@ -159,8 +206,14 @@ def _plan(pool: Pool, stored: WorkPool | None, queues: Set[str]) -> PoolChange:
         old, new = (_shown(one.concurrency_limit) for one in (stored, pool))
         details.append(f"concurrency_limit: {old} -> {new}")
     details += [f"work queue {name} is new" for name in missing]
+    template = None
+    if stored is not None and pool.type == "process":
+        template, added = with_limits(stored.base_job_template or _default_template(pool))
+        details += [f"job variable {name} is new" for name in added]
+        template = template if added else None
     status: PlanStatus = "new" if stored is None else "changed" if details else "unchanged"
-    return PoolChange(Item("work pool", pool.name, status, details), pool, stored, missing)
+    item = Item("work pool", pool.name, status, details)
+    return PoolChange(item, pool, stored, missing, template)
 
 
 def _shown(limit: int | None) -> str:
@@ -168,6 +221,26 @@ def _shown(limit: int | None) -> str:
 
 
 def _template(pool: Pool) -> dict[str, Any]:
+    template = _default_template(pool)
+    return with_limits(template)[0] if pool.type == "process" else template
+
+
+def with_limits(template: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a base job template that offers the limits, and the names of those that it had not."""
+    made = copy.deepcopy(dict(template))
+    variables = made.setdefault("variables", {}).setdefault("properties", {})
+    configuration = made.setdefault("job_configuration", {})
+    added = []
+    for name, schema in LIMITS.items():
+        # Somebody may have put a value in place of the variable, for nobody to change.
+        if name not in configuration:
+            configuration[name] = f"{{{{ {name} }}}}"
+            variables.setdefault(name, copy.deepcopy(schema))
+            added.append(name)
+    return made, added
+
+
+def _default_template(pool: Pool) -> dict[str, Any]:
     worker_class = _worker_class(pool.type)
     assert worker_class is not None, "parse_pools refuses types without a worker"
     return worker_class.get_default_base_job_template()
@@ -195,6 +268,9 @@ async def write_pool(client: PrefectClient, journal: Journal, change: PoolChange
     async def set_limit(limit: int | None) -> None:
         await client.update_work_pool(pool.name, WorkPoolUpdate(concurrency_limit=limit))
 
+    async def set_template(template: dict[str, Any]) -> None:
+        await client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
+
     what = f"work pool {pool.name}"
     if stored is None:
         await journal.write(what, create, delete)
@@ -203,6 +279,12 @@ async def write_pool(client: PrefectClient, journal: Journal, change: PoolChange
             what,
             lambda: set_limit(pool.concurrency_limit),
             lambda: set_limit(stored.concurrency_limit),
+        )
+    if stored is not None and (template := change.template):
+        await journal.write(
+            f"job variables of {what}",
+            lambda: set_template(template),
+            lambda: set_template(stored.base_job_template),
         )
     for queue in change.queues:
         await create_queue(client, journal, pool.name, queue)

@@ -32,7 +32,9 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from prefect_operations.limits import Limits, RunJobConfiguration
 from prefect_operations.lost_runs import close_children, close_lost, propose, read_open_runs
+from prefect_operations.run_groups import ExplainingProposer, GroupedStarter, RunGroups
 
 Then = Literal["reschedule", "crash", "cancel"]
 THEN: tuple[Then, ...] = get_args(Then)
@@ -50,6 +52,8 @@ INTERNALS: dict[Any, tuple[str, ...]] = {
     FlowRunExecutorContext: ("create_executor",),
     FlowRunExecutor: ("submit",),
 }
+# Of a FlowRunExecutor.
+EXECUTOR_INTERNALS = ("_hook_runner", "_state_proposer")
 
 # What a run's process is told, so that it leaves its state to the worker.
 _INTENTS: dict[Then, Intent] = {
@@ -73,6 +77,9 @@ class Attempt:
         scope: ends the worker's care for it, and kills its process if there is one.
         context: what Prefect holds of its process; None before it has one.
         executor: the same, for its hooks.
+        limits: of what it may take.
+        groups: makes its control group; None for a run without.
+        starter: starts it in that.
         reported: set when the drain, which is ending the run, has told the server; None when
             nobody is ending it. What Prefect holds is kept until then.
         is_told: the server has the state that the drain gave it, or a better one.
@@ -82,6 +89,9 @@ class Attempt:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     context: "DrainingContext | None" = None
     executor: FlowRunExecutor | None = None
+    limits: Limits = field(default_factory=Limits)
+    groups: RunGroups | None = None
+    starter: GroupedStarter | None = None
     reported: anyio.Event | None = None
     is_told: bool = False
 
@@ -106,10 +116,20 @@ class DrainingContext(FlowRunExecutorContext):
                 await self._of.reported.wait()
         return await super().__aexit__(*error)
 
-    def create_executor(self, *args: Any, **settings: Any) -> FlowRunExecutor:
-        executor = super().create_executor(*args, **settings)
-        if attempt := _attempt.get():
+    def create_executor(
+        self, flow_run: FlowRun, starter: Any, *args: Any, **settings: Any
+    ) -> FlowRunExecutor:
+        attempt = _attempt.get()
+        if attempt and attempt.groups:
+            starter = attempt.starter = GroupedStarter(starter, attempt.groups, attempt.limits)
+        executor = super().create_executor(flow_run, starter, *args, **settings)
+        if attempt:
             attempt.executor = executor
+            if attempt.starter:
+                explain = attempt.starter.explain
+                executor._state_proposer = ExplainingProposer(  # type: ignore[assignment]
+                    executor._state_proposer, explain
+                )
         return executor
 
 
@@ -120,6 +140,10 @@ process_worker.FlowRunExecutorContext = DrainingContext  # type: ignore[misc]
 # Among the bases so that Prefect's registry of worker types keeps its own class.
 class DrainingWorker(ProcessWorker, abc.ABC):
     """Takes and runs flow runs as Prefect's does, until it is asked to drain."""
+
+    job_configuration = RunJobConfiguration
+    # Control groups of the runs; None for runs without.
+    groups: RunGroups | None = None
 
     def __init__(self, *, work_pool_name: str, **settings: Any) -> None:
         super().__init__(work_pool_name=work_pool_name, **settings)
@@ -223,6 +247,9 @@ class DrainingWorker(ProcessWorker, abc.ABC):
         attempt = _attempt.get()
         if attempt is None:  # it was submitted by code, not taken from the pool
             return await super().run(flow_run, configuration, task_status)
+        attempt.groups = self.groups
+        if isinstance(configuration, RunJobConfiguration):
+            attempt.limits = configuration.limits
         try:
             with anyio.CancelScope() as attempt.scope:
                 return await super().run(flow_run, configuration, task_status)

@@ -22,10 +22,10 @@ from prefect.runner._flow_run_executor import FlowRunExecutor
 from prefect.runner._starter_engine import EngineCommandStarter
 from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env
-from prefect.workers.process import ProcessJobConfiguration
 
 from prefect_operations.draining import DrainingContext
 from prefect_operations.hooks import HookProcess
+from prefect_operations.limits import RunJobConfiguration
 from prefect_operations.notify import say
 
 # From the end of a parent to the next try; seconds.
@@ -116,10 +116,10 @@ def _source() -> Path | None:
     return None
 
 
-def configuration(warm: WarmStart) -> type[ProcessJobConfiguration]:
+def configuration(warm: WarmStart) -> type[RunJobConfiguration]:
     """Return the job configuration of a worker whose runs start warm."""
 
-    class WarmJobConfiguration(ProcessJobConfiguration):
+    class WarmJobConfiguration(RunJobConfiguration):
         def prepare_for_flow_run(self, *args: Any, **settings: Any) -> None:
             # What Prefect installs for a run is to be in a Python of its own.
             if self.command is None and not get_current_settings().runner.auto_install_dependencies:

@@ -19,6 +19,7 @@ from prefect.settings import get_current_settings
 
 from prefect_operations.draining import THEN, DrainingWorker
 from prefect_operations.notify import say, tell_systemd
+from prefect_operations.run_groups import RunGroups
 from prefect_operations.waking import wake
 from prefect_operations.warm import WarmStart, configuration
 
@@ -59,6 +60,9 @@ async def serve(arguments: argparse.Namespace) -> None:
         create_pool_if_not_found=False,
         heartbeat_interval_seconds=int(settings.worker.heartbeat_seconds),
     )
+    worker.groups = RunGroups.find()
+    if worker.groups.why:
+        say(f"Runs have no control groups of their own: {worker.groups.why}")
     warming = None
     if arguments.warm_start:
         warm = WarmStart(arguments.pool, arguments.warm_start)

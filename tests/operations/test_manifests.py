@@ -49,6 +49,7 @@ def ended(manifest: Manifest) -> bool:
 
 def wait_for_copy(host: str, run: str) -> Manifest:
     """The manifest of an ended run, once its copy in the bucket is the same as the host's own."""
+    wait_for(host, run, until=ended)
     return wait_for(
         host, run, "--from-store", until=lambda copy: ended(copy) and copy == read(host, run)
     )

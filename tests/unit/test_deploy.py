@@ -379,6 +379,16 @@ def test_faults_of_settings_and_files_are_said_together(tmp_path: Path, capsys):
         ("parameters: {names: [1]}", "parameters.names: is a list that does not fit; write a"),
         ("schedule: {cron: '0 0 * * *', parameters: {count: x}}", "schedule.parameters.count: is"),
         ("work_pool: {name: default, job_variables: {env: 3}}", "work_pool.job_variables.env: is"),
+        (
+            "work_pool: {name: default, job_variables: {memory_max: 512m}}",
+            "work_pool.job_variables.memory_max: is a str that does not fit; "
+            "write something like 512M or 2G",
+        ),
+        (
+            "work_pool: {name: default, job_variables: {cpu_quota: 150}}",
+            "work_pool.job_variables.cpu_quota: is a int that does not fit; "
+            "write something like 50% or 150%",
+        ),
         ("work_pool: {name: absent}", "there is no work pool absent; create it, or write one of"),
     ],
 )

@@ -288,7 +288,7 @@ async def take(run: str, worker: str) -> None:
 
 
 def test_what_is_used_of_prefects_internals_is_there():
-    from prefect.runner._flow_run_executor import FlowRunExecutorContext
+    from prefect.runner._flow_run_executor import FlowRunExecutor, FlowRunExecutorContext
     from prefect.workers import process
 
     from prefect_operations import draining
@@ -300,6 +300,11 @@ def test_what_is_used_of_prefects_internals_is_there():
         if not hasattr(owner, name)
     ]
     assert gone == []
+    taken: Any = dict.fromkeys(
+        ("flow_run", "starter", "process_manager", "state_proposer", "hook_runner")
+    )
+    executor = FlowRunExecutor(**taken, get_attempt_conclusion=lambda run: None)
+    assert set(draining.EXECUTOR_INTERNALS) <= vars(executor).keys()
     assert issubclass(process.FlowRunExecutorContext, FlowRunExecutorContext)
     assert process.FlowRunExecutorContext is not FlowRunExecutorContext
     # Prefect's own worker stays the one that its command line finds.

@@ -89,6 +89,31 @@ def test_an_unknown_host_is_told_which_there_are():
         Fleet.load("lan").host("db1")
 
 
+def test_a_machine_is_a_host_of_its_fleet(project: Path):
+    toml = 'subnet = "10.0.0.0/24"\nmachines = ["{}"]\nhosts.one = []\nhosts.two = []\n'
+    path = project / "lab/fleets.toml"
+    path.write_text("[fleet]\n" + toml.format("two"))
+    assert [host.machine for host in Fleet.load("fleet").hosts] == [False, True]
+    path.write_text("[fleet]\n" + toml.format("tow"))
+    with pytest.raises(LabError, match="'fleet' has no host 'tow', a machine"):
+        Fleet.load("fleet")
+
+
+def test_a_machine_is_reached_by_ssh_and_a_container_by_podman(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    called: list[list[str]] = []
+    monkeypatch.setattr(fleet, "podman", lambda *argv, **_: called.append(["podman", *argv]))
+    monkeypatch.setattr(
+        fleet.subprocess, "run", lambda argv, **_: called.append(argv) or SimpleNamespace()
+    )
+    described = Fleet.load("limits")
+    described.run("core1", "true")
+    described.run("worker1", "true")
+    assert [argv[0] for argv in called] == ["podman", "ssh"]
+    assert called[1][-3:] == [f"root@{described.host('worker1').address}", "sh", "-s"]
+
+
 # --- The inventory --------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import pytest
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import (
@@ -40,18 +41,23 @@ from prefect_fleet.manifests.errors import AnotherPass, ConflictError
 from prefect_fleet.manifests.files import Care, Manifests
 from prefect_fleet.manifests.hooks import write_manifest
 from prefect_fleet.manifests.host import this_process
+from prefect_fleet.manifests.reading import Found
 from prefect_fleet.manifests.record import (
     NO_RESULT,
+    NO_USAGE,
     Code,
+    Deployment,
     Flow,
     Manifest,
     Run,
     State,
+    Usage,
     Worker,
     load,
 )
 from prefect_fleet.manifests.settle import WITHOUT_A_WORD, Pace, Report, Settle, run_of
 from prefect_fleet.manifests.store import Store
+from prefect_fleet.manifests.verify import check_form
 from prefect_fleet.results import build_block
 from tests.unit.shared import REPOSITORY, ObjectStore
 
@@ -239,6 +245,13 @@ def test_the_apis_word_counts(host: Host) -> None:
         assert (manifest.state.type, manifest.state.source) == (kind, "api")
         assert manifest.duration is not None
         assert (manifest.error is None) == (kind == "COMPLETED")
+
+
+def test_one_command_sees_a_run_through_that_has_just_ended(host: Host) -> None:
+    key = host.begin()
+    host.enter(UUID(key), Completed())
+    assert program.main(["settle"]) == 0
+    assert host.read(key).is_complete
 
 
 def test_a_cancelled_run(host: Host) -> None:
@@ -763,3 +776,122 @@ def test_settle_is_not_for_another_user(
     status, _, err = run(capsys, "settle")
     assert status == 1
     assert "run settle as that user" in err
+
+
+def deployed(host: Host, **usage: Any) -> str:
+    """A run that a worker has started, and what that has measured."""
+    key = host.begin()
+    manifest = host.read(key)
+    manifest.deployment = Deployment(id=str(uuid4()), name="nightly")
+    manifest.worker.name = "worker-1"
+    host.write(manifest)
+    host.enter(UUID(key), Completed())
+    measure(host, key, **usage)
+    return key
+
+
+def measure(host: Host, key: str, **usage: Any) -> None:
+    """Say, as a worker does, what a run has taken."""
+    if usage:
+        host.manifests.usage.mkdir(exist_ok=True)
+        (host.manifests.usage / f"{key}.json").write_text(json.dumps(usage))
+
+
+TAKEN = {"memory_peak": 65011712, "processor_seconds": 1.5, "out_of_memory": False}
+
+
+def usage_artifacts(client: SyncPrefectClient, key: str) -> list[Any]:
+    run_filter = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(key)]))
+    found = client.read_artifacts(artifact_filter=run_filter)
+    return [json.loads(str(one.data)) for one in found if one.key == facts_module.USAGE_KEY]
+
+
+def test_what_a_run_has_taken_is_in_its_manifest_and_an_artifact_of_it(
+    host: Host, client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = deployed(host, **TAKEN)
+    host.settle()
+    manifest = host.read(key)
+    assert manifest.usage == Usage(**TAKEN)
+    assert manifest.missing == {"result": NO_RESULT}
+    # It is nothing that the flow has made.
+    assert manifest.artifacts == []
+    assert host.manifests.care_of(key) is None
+    shown = [
+        {"what": "peak memory", "value": 65011712, "unit": "bytes"},
+        {"what": "processor time", "value": 1.5, "unit": "seconds"},
+        {"what": "ended for want of memory", "value": "no", "unit": ""},
+    ]
+    assert usage_artifacts(client, key) == [shown]
+    passes.rescan(host.manifests)
+    manifest.missing = {"usage": NO_RESULT, "artifacts": "again"}
+    host.write(manifest)
+    host.settle()
+    assert usage_artifacts(client, key) == [shown]
+    assert host.read(key).artifacts == []
+    assert program.main(["ls"]) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split()[5:8] == ["CPU", "S", "MIB"]
+    assert line.split()[5:7] == ["1.5", "62"]
+    assert program.main(["verify"]) == 0
+
+
+def test_another_attempt_has_a_usage_of_its_own(host: Host, client: SyncPrefectClient) -> None:
+    key = deployed(host, **TAKEN)
+    host.settle()
+    host.enter(UUID(key), Running())
+    assert host.read(key).usage is None
+    host.enter(UUID(key), Completed())
+    measure(host, key, **TAKEN | {"processor_seconds": 2.5})
+    host.settle()
+    (shown,) = usage_artifacts(client, key)
+    assert shown[1]["value"] == 2.5
+
+
+def test_what_a_worker_says_late_is_waited_for(host: Host) -> None:
+    key = deployed(host)
+    host.settle()
+    assert host.read(key).missing["usage"] == "its worker has not said it yet"
+    measure(host, key, **TAKEN)
+    host.settle(later=30)
+    manifest = host.read(key)
+    assert (manifest.usage, manifest.missing) == (Usage(**TAKEN), {"result": NO_RESULT})
+
+
+def test_what_nobody_has_measured_is_not_waited_for_in_vain(host: Host) -> None:
+    key = deployed(host)
+    host.settle(later=100)
+    assert host.read(key).missing == {"result": NO_RESULT, "usage": NO_USAGE}
+    assert host.manifests.care_of(key) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"memory_peak": 1}'])
+def test_a_damaged_usage_is_none(host: Host, content: str) -> None:
+    key = deployed(host)
+    host.manifests.usage.mkdir()
+    (host.manifests.usage / f"{key}.json").write_text(content)
+    host.settle(later=100)
+    assert host.read(key).usage is None
+    assert host.manifests.care_of(key) is None
+
+
+def test_the_usage_of_runs_without_a_manifest_does_not_pile_up(host: Host) -> None:
+    key = deployed(host)
+    measure(host, key, **TAKEN)
+    measure(host, "another", **TAKEN)
+    # It runs again, and is not settled yet.
+    host.enter(UUID(key), Running())
+    host.settle(later=500)
+    assert len(list(host.manifests.usage.iterdir())) == 2
+    host.settle(later=700)
+    assert [file.stem for file in host.manifests.usage.iterdir()] == [key]
+
+
+def test_manifests_of_before_are_read(host: Host) -> None:
+    key = deployed(host, **TAKEN)
+    host.settle()
+    content = json.loads(host.read(key).dump())
+    del content["usage"]
+    assert load(json.dumps(content).encode()).usage is None
+    found = Found(host.path(key), json.dumps(content).encode(), None, None)
+    assert list(check_form(found)) == []

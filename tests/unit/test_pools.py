@@ -8,8 +8,10 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import WorkPool
+from prefect.workers.process import ProcessWorker
 
 from prefect_fleet.pools import main
+from prefect_operations.limits import RunJobConfiguration
 
 
 @pytest.fixture
@@ -48,6 +50,54 @@ def test_pools_are_made_changed_and_left_alone(run):
     assert read_pool("second").concurrency_limit == 0
     assert run({"name": "second", "type": "process"}) == {"second": "changed"}
     assert read_pool("second").concurrency_limit is None
+
+
+LIMITS = ("memory_max", "cpu_quota", "tasks_max")
+
+
+def test_limits_of_runs_are_offered(run):
+    run({"name": "limited", "type": "process"})
+    template = read_pool("limited").base_job_template
+    for name in LIMITS:
+        assert template["job_configuration"][name] == f"{{{{ {name} }}}}"
+        assert template["variables"]["properties"][name]["description"]
+
+
+def test_a_template_without_limits_gets_them_and_stays_as_it_is_otherwise(run):
+    pool = {"name": "before", "type": "process"}
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["env"]["default"] = {"BY": "hand"}
+    # Nobody is to choose it.
+    template["job_configuration"]["tasks_max"] = 50
+
+    async def make() -> None:
+        async with get_client() as client:
+            await client.create_work_pool(
+                WorkPoolCreate(name="before", type="process", base_job_template=template)
+            )
+
+    asyncio.run(make())
+    assert run(pool) == {"before": "changed"}
+    found = read_pool("before").base_job_template
+    properties = found["variables"]["properties"]
+    assert properties.pop("memory_max")
+    assert properties.pop("cpu_quota")
+    assert found["job_configuration"].pop("memory_max") == "{{ memory_max }}"
+    assert found["job_configuration"].pop("cpu_quota") == "{{ cpu_quota }}"
+    assert found == template
+    assert run(pool) == {"before": "unchanged"}
+
+
+def test_a_run_gets_the_limits_of_pool_deployment_and_run(run):
+    run({"name": "merged", "type": "process"})
+    template = read_pool("merged").base_job_template
+    template["variables"]["properties"]["tasks_max"]["default"] = 70
+    made = asyncio.run(
+        RunJobConfiguration.from_template_and_values(
+            template, {"memory_max": "64M", "cpu_quota": "50%"}
+        )
+    )
+    assert (made.memory_max, made.cpu_quota, made.tasks_max) == ("64M", "50%", 70)
 
 
 def read_queues(pool: str) -> set[str]:

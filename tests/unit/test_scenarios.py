@@ -15,7 +15,7 @@ from tests.unit.shared import REPOSITORY
 # Defaults, a module and a filter: unit tests and every scenario exercise it.
 WITHOUT = {"fleet"}
 ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir() if path.name not in WITHOUT)
-SITES = {"default", "lan", "single"}
+SITES = {"default", "lan", "limits", "single"}
 SCENARIOS = sorted(path.parent.name for path in (REPOSITORY / "molecule").glob("*/molecule.yml"))
 
 

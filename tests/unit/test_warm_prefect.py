@@ -5,9 +5,9 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Pending
 
-from tests.unit.warm import CLIENT, alive, children, wait_until
+from tests.unit.warm import CLIENT, alive, children, wait_until, wake
 
 STOCK = [sys.executable, "-m", "prefect.engine"]
 FLOWS = """
@@ -201,13 +201,6 @@ class Runs:
         return state, out
 
 
-def wake(path: Path) -> None:
-    """Have a parent make its first zygote, as it does when the first client comes."""
-    wait_until(path.exists, "a parent", 120)
-    with socket.socket(socket.AF_UNIX) as first:
-        first.connect(str(path))
-
-
 @pytest.fixture(scope="module")
 def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("warm")
@@ -223,6 +216,9 @@ def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         command += ["--state", str(folder), "--list", str(folder / "list")]
         command += ["--socket", str(folder / "socket")]
         parent = subprocess.Popen(command, env=made.environment, stdout=log, stderr=log)
+        wait_until(made.socket.exists, (folder / "log").read_text())
+        time.sleep(0.5)
+        assert not children(parent.pid), "a pool without runs has a zygote"
         wake(made.socket)
         wait_until((folder / "default.json").exists, (folder / "log").read_text(), 120)
         yield made
@@ -371,6 +367,7 @@ def fleets(runs: Runs) -> Iterator["subprocess.Popen[bytes]"]:
         worker = subprocess.Popen(
             command, cwd=runs.folder, env=runs.environment | settings, stdout=log, stderr=log
         )
+    wait_until((folder / "fleet.socket").exists, "a parent", 120)
     wake(folder / "fleet.socket")
     wait_until((folder / "fleet.json").exists, "a zygote", 120)
     yield worker

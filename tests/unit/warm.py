@@ -141,6 +141,12 @@ def warm_folder(folder: Path) -> Iterator[Warm]:
     yield made
 
 
+def wake(path: Path) -> None:
+    """Have a parent's first zygote made, as its first client does; this one asks for nothing."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
 def wait_until(true: Callable[[], bool], what: str, seconds: float = 30) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds

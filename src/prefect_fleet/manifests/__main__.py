@@ -9,6 +9,7 @@ Exit status: 0 done; 1 faults or nothing found (on stderr what, and what to do);
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from prefect_fleet.manifests.files import Manifests
 
 if TYPE_CHECKING:
     from prefect_fleet.manifests.reading import Found, Source
+    from prefect_fleet.manifests.record import Manifest
     from prefect_fleet.manifests.store import Store
 
 PROGRAM = "python -m prefect_fleet.manifests"
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def settle(options: argparse.Namespace) -> int:
-    """One pass over this host's manifests."""
+    """One pass over this host's manifests, and a second one where that will soon know more."""
     from prefect_fleet.manifests import settle as passes
 
     manifests = Manifests()
@@ -114,11 +116,17 @@ def settle(options: argparse.Namespace) -> int:
     with passes.only_pass(manifests):
         if options.rescan:
             passes.rescan(manifests)
-        report = passes.Settle(manifests, settings, keep_days=options.keep_days).run()
-    for problem in report.problems:
-        print(problem, file=sys.stderr)
-    if report.has_news:
-        print(report)
+        # What a pass imports costs more than what it does, so it stays for a run that has just
+        # ended; those that end meanwhile are the next one's.
+        for _ in range(2):
+            report = passes.Settle(manifests, settings, keep_days=options.keep_days).run()
+            for problem in report.problems:
+                print(problem, file=sys.stderr)
+            if report.has_news:
+                print(report)
+            if report.soon is None:
+                break
+            time.sleep(report.soon)
     return 0
 
 
@@ -140,6 +148,7 @@ def ls(options: argparse.Namespace) -> int:
                     manifest.run.id[:8],
                     manifest.state.name,
                     "" if manifest.duration is None else f"{manifest.duration:.1f}",
+                    *_usage(manifest),
                     str(manifest.run.attempts),
                     manifest.worker.host,
                     manifest.flow.name
@@ -148,8 +157,20 @@ def ls(options: argparse.Namespace) -> int:
                 )
             )
     if not options.json:
-        _print_table(("START (UTC)", "RUN", "STATE", "S", "TRY", "HOST", "FLOW", "NAME"), rows)
+        head = ("START (UTC)", "RUN", "STATE", "S", "CPU S", "MIB", "TRY", "HOST", "FLOW", "NAME")
+        _print_table(head, rows)
     return 0
+
+
+def _usage(manifest: "Manifest") -> tuple[str, str]:
+    """Processor time and peak memory of a run, as far as they are known."""
+    usage = manifest.usage
+    seconds = usage.processor_seconds if usage else None
+    peak = usage.memory_peak if usage else None
+    return (
+        "" if seconds is None else f"{seconds:.1f}",
+        "" if peak is None else f"{peak / (1 << 20):.0f}",
+    )
 
 
 def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
     ArtifactFilterType,
 )
 from prefect.client.schemas.objects import FlowRun
@@ -25,7 +26,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 
 from prefect_fleet.manifests.errors import ApiAway, ResultAway
 from prefect_fleet.manifests.hooks import result_of
-from prefect_fleet.manifests.record import Artifact, Result, Source, State, Tasks
+from prefect_fleet.manifests.record import Artifact, Result, Source, State, Tasks, Usage
 from prefect_fleet.manifests.redact import TEXT_LIMIT, scrub
 
 _STATE_TYPES = (
@@ -40,6 +41,8 @@ _STATE_TYPES = (
     "PAUSED",
 )
 _PAGE = 200
+# The artifact that shows what a run has taken; not one of the run's own.
+USAGE_KEY = "fleet-run-usage"
 
 
 class Api:
@@ -117,6 +120,7 @@ class Api:
     def artifacts(self, key: str) -> list[Artifact]:
         """References to the artifacts that the run and its tasks have made, by key."""
         found: list[Artifact] = []
+        seen = 0
         # Those without a type are the server's own: one for each result that a state refers to.
         run_filter = ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(key)]),
@@ -128,11 +132,14 @@ class Api:
                     artifact_filter=run_filter,
                     sort=ArtifactSort.ID_DESC,
                     limit=_PAGE,
-                    offset=len(found),
+                    offset=seen,
                 )
             except httpx.HTTPError as error:
                 raise self._away(error) from error
+            seen += len(page)
             for one in page:
+                if one.key == USAGE_KEY:
+                    continue
                 data = artifact_bytes(one.data)
                 found.append(
                     Artifact(
@@ -145,6 +152,26 @@ class Api:
                 )
             if len(page) < _PAGE:
                 return sorted(found, key=lambda one: (one.key or "", one.id))
+
+    def show_usage(self, key: str, usage: Usage) -> None:
+        """Show what a run has taken as its one artifact of that kind."""
+        data = json.dumps(usage_table(usage))
+        only = ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(key)]),
+            key=ArtifactFilterKey(any_=[USAGE_KEY]),
+        )
+        try:
+            there = self._client.read_artifacts(artifact_filter=only, limit=1)
+            # The client's own methods emit an event, too, from a thread that is waited for.
+            if not there:
+                text = "What the run took, with all processes that it started"
+                body = {"key": USAGE_KEY, "type": "table", "description": text, "data": data}
+                self._client.request("POST", "/artifacts/", json=body | {"flow_run_id": key})
+            elif there[0].data != data:
+                path = f"/artifacts/{there[0].id}"
+                self._client.request("PATCH", path, json={"data": data})  # type: ignore[arg-type]
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
 
     def measure(self, result: Result) -> Result:
         """The result's reference with block, size and SHA-256, read from where it is stored.
@@ -226,6 +253,19 @@ def _measure_file(path: Path) -> tuple[int, str]:
     except OSError as error:
         raise ResultAway(f"{path} can't be read: {error.strerror}") from error
     return into.size, into.digest.hexdigest()
+
+
+def usage_table(usage: Usage) -> list[dict[str, Any]]:
+    """Rows of the artifact that shows it."""
+    rows = [
+        ("peak memory", usage.memory_peak, "bytes"),
+        ("processor time", usage.processor_seconds, "seconds"),
+        ("ended for want of memory", "yes" if usage.out_of_memory else "no", ""),
+    ]
+    return [
+        {"what": what, "value": "not known" if value is None else value, "unit": unit}
+        for what, value, unit in rows
+    ]
 
 
 def artifact_bytes(data: Any) -> bytes:

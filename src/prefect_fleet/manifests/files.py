@@ -3,6 +3,7 @@
 Below `{data}/manifests` are `{date}/{task}/{time}_{flow run id}.json` and `.spool`, which has one
 small file for each run that still needs care: it is open, or facts are missing, or its copy in
 object storage is not up to date. So a pass over the manifests reads what it has to, not all.
+Workers put what each run has taken into `.usage` (`prefect_operations.run_groups`).
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect_fleet.manifests.host import safe_name
+from prefect_fleet.manifests.record import Usage
 
 # How long a run waits for another writer before it writes all the same: each write is whole, so
 # the worst that can be lost is a fact that is looked up again.
@@ -63,6 +65,7 @@ class Manifests:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or data_folder() / "manifests"
         self.spool = self.root / ".spool"
+        self.usage = self.root / ".usage"
 
     def path_of(self, flow_name: str, flow_run: str, start: datetime) -> str:
         """Relative path of a run's manifest: the same for each of its attempts on any host."""
@@ -129,6 +132,24 @@ class Manifests:
             file.unlink(missing_ok=True)
         else:
             replace_file(file, json.dumps(asdict(care)).encode())
+
+    def usage_of(self, flow_run: str) -> Usage | None:
+        """What the latest process of a run has taken; None if its worker has not said it."""
+        try:
+            return Usage(**json.loads((self.usage / f"{flow_run}.json").read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def forget_usage(self, before: float) -> None:
+        """Remove what nobody has asked for: most runs have no manifest.
+
+        Args:
+            before: files that were written later stay; seconds since the epoch.
+        """
+        for file in self.usage.glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_mtime < before and self.care_of(file.stem) is None:
+                    file.unlink()
 
     def cared_for(self) -> list[str]:
         """Ids of the runs that still need care."""

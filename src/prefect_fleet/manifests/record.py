@@ -17,10 +17,11 @@ FINAL_TYPES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 # Prefect API, asked later; sweep: nobody, but the process is gone.
 Source = Literal["run", "worker", "api", "sweep"]
 # Facts that are filled in after the run, because they cost requests.
-Fact = Literal["tasks", "result", "artifacts"]
-FACTS: tuple[Fact, ...] = ("tasks", "result", "artifacts")
+Fact = Literal["tasks", "result", "artifacts", "usage"]
+FACTS: tuple[Fact, ...] = ("tasks", "result", "artifacts", "usage")
 NOT_YET = "not looked up yet"
 NO_RESULT = "the run stored no result"
+NO_USAGE = "nobody measured it"
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 # Methods that nobody calls would double what this module's import costs each run.
@@ -155,6 +156,22 @@ class Artifact:
 
 
 @_part
+class Usage:
+    """What the latest attempt took, with all processes that it started on its host.
+
+    Attributes:
+        memory_peak: the most memory that it had at a time, shared with none of the pool's others.
+        processor_seconds: of all processors together.
+        out_of_memory: the kernel has ended it because there was no more memory.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    memory_peak: int | None
+    processor_seconds: float | None
+    out_of_memory: bool
+
+
+@_part
 class Error:
     """Why the run did not complete; secrets are replaced."""
 
@@ -190,6 +207,7 @@ class Manifest:
     tasks: Tasks | None = None
     result: Result | None = None
     artifacts: list[Artifact] | None = None
+    usage: Usage | None = None
     error: Error | None = None
     missing: dict[Fact, str] = field(default_factory=dict)
     updated: str = ""
@@ -207,7 +225,7 @@ class Manifest:
     @property
     def is_complete(self) -> bool:
         """Every fact that is filled in after a run is there."""
-        return all(reason == NO_RESULT for reason in self.missing.values())
+        return all(reason in (NO_RESULT, NO_USAGE) for reason in self.missing.values())
 
     def finish(self, end: datetime) -> None:
         """Note when the run ended."""
@@ -217,7 +235,7 @@ class Manifest:
     def reopen(self) -> None:
         """Forget how an earlier attempt ended."""
         self.end = self.duration = self.error = None
-        self.tasks = self.result = self.artifacts = None
+        self.tasks = self.result = self.artifacts = self.usage = None
         self.missing = {}
 
     def dump(self) -> bytes:
@@ -246,6 +264,7 @@ def load(content: bytes) -> Manifest:
         "code": Code,
         "tasks": Tasks,
         "result": Result,
+        "usage": Usage,
         "error": Error,
     }
     try:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from prefect_fleet.manifests.record import (
     FACTS,
     FINAL_TYPES,
     NO_RESULT,
+    NO_USAGE,
     NOT_YET,
     Error,
     Fact,
@@ -57,6 +58,7 @@ class Pace:
         facts: how long after a run's end its facts are looked up: its last task runs and
             artifacts reach the API's database a little later.
         tasks: how long after a run's end its task runs may still change.
+        usage: how long after a run's end its worker may still say what it has taken.
         first, longest: from one question about a run to the next, doubled each time.
         give_up: how long after a run's end its facts are looked for.
         provisional: how long the API's word about a run that the sweep closed is waited for.
@@ -67,6 +69,7 @@ class Pace:
     report: float = 120
     facts: float = 5
     tasks: float = 300
+    usage: float = 60
     first: float = 20
     longest: float = 600
     give_up: float = 24 * 3600
@@ -85,6 +88,8 @@ class Report:
     removed: int = 0
     waiting: int = 0
     problems: list[str] = field(default_factory=list)
+    soon: float | None = None
+    """Seconds after which the facts of a run that has just ended can be looked up."""
 
     @property
     def has_news(self) -> bool:
@@ -92,7 +97,8 @@ class Report:
         return any((self.closed, self.completed, self.uploaded, self.removed, self.waiting))
 
     def __str__(self) -> str:
-        done = [f"{count} {what}" for what, count in asdict(self).items() if what != "problems"]
+        told = ("closed", "completed", "uploaded", "removed", "waiting")
+        done = [f"{getattr(self, what)} {what}" for what in told]
         return ", ".join(done)
 
 
@@ -163,6 +169,7 @@ class Settle:
                     self.report.problems.append(f"flow run {key}: {error}")
             if self._keep_days is not None and self._settings is not None:
                 self._remove_old(self._keep_days)
+            self._manifests.forget_usage(self._now - 10 * self._pace.usage)
         if json.dumps(self._away) != before:
             replace_file(self._away_file, json.dumps(self._away).encode())
         return self.report
@@ -323,8 +330,14 @@ class Settle:
         if manifest.is_complete or not manifest.end:
             return
         since = self._now - datetime.fromisoformat(manifest.end).timestamp()
-        if since < self._pace.facts or self._now < care.next_question:
+        if since < self._pace.facts:
+            left = self._pace.facts - since
+            self.report.soon = max(left, self.report.soon or 0.0)
             return
+        if self._now < care.next_question:
+            return
+        if manifest.usage is None:
+            manifest.usage = self._manifests.usage_of(manifest.run.id)
         api = self._api()
         if api is not None:
             try:
@@ -370,6 +383,12 @@ class Settle:
                 manifest.result = api.measure(manifest.result)
             except ResultAway as error:
                 missing["result"] = str(error)
+        if "usage" in manifest.missing:
+            if manifest.usage is not None:
+                api.show_usage(manifest.run.id, manifest.usage)
+            elif manifest.worker.name and manifest.deployment and not manifest.run.parent_id:
+                is_early = since < self._pace.usage
+                missing["usage"] = "its worker has not said it yet" if is_early else NO_USAGE
         manifest.missing = missing
         if manifest.is_complete:
             care.questions, care.next_question = 0, 0.0

@@ -154,6 +154,29 @@ def peer_difference(request: Request, there: dict[str, str], here: dict[str, str
     return None
 
 
+def run_group(request: Request) -> tuple[bytes | None, str | None]:
+    """Return the folder of the run's control group, if it has one; or why no child may enter it.
+
+    It has to be the client's, as the kernel says, and beside the one of this process, which is in
+    the worker's unit: then child and client are limited, measured and ended together.
+    """
+    folder = request.environment.get(client.GROUP)
+    if folder is None:
+        return None, None
+    try:
+        if request.pid not in _members(Path(os.fsdecode(folder))):
+            return None, "the client is not in its control group"
+        if os.getpid() not in _members(Path(os.fsdecode(folder)).parent / client.WORKERS_GROUP):
+            return None, "the client's control group is of another unit"
+    except OSError as error:
+        return None, f"the client's control group can't be seen: {error.strerror}"
+    return folder, None
+
+
+def _members(folder: Path) -> set[int]:
+    return set(map(int, (folder / "cgroup.procs").read_text().split()))
+
+
 def command_difference(arguments: tuple[bytes, ...]) -> str | None:
     """Return why a command is not what a zygote can become, or None."""
     if arguments[1:3] != (b"-m", internals.ENGINE.encode()):

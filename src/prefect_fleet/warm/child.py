@@ -28,6 +28,7 @@ PYTHON_IGNORES = {signal.SIGPIPE, signal.SIGXFSZ}
 def become(
     request: Request,
     facts: dict[str, str],
+    group: bytes | None,
     seeded: Iterable[random.Random],
     keep: int,
     refusal: Callable[[], str | None],
@@ -38,6 +39,7 @@ def become(
     Args:
         request: the run's.
         facts: the client's `agreement.process_facts`.
+        group: folder of the run's control group.
         seeded: `generators` of the zygote.
         keep: a file that stays open besides the run's.
         refusal: called when all is set but nothing has run; tells why the run can't be here.
@@ -46,6 +48,8 @@ def become(
     status = 1
     line = None
     try:
+        if group:
+            _enter(group)
         line = _take_files(request, keep)
         _take_process(request, facts, seeded)
         if reason := _check_folder(request) or refusal():
@@ -66,6 +70,12 @@ def become(
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _enter(group: bytes) -> None:
+    number = os.open(group + b"/cgroup.procs", os.O_WRONLY)
+    os.write(number, b"0")
+    os.close(number)
 
 
 def _take_files(request: Request, keep: int) -> socket.socket:

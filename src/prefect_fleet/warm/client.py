@@ -32,6 +32,12 @@ GO = b"G"  # client, on the line: begin
 ENDING = b"E"  # child, on the line: + exit status, 4 bytes; its last word
 ENDED = b"S"  # zygote: + wait status, 4 bytes
 REFUSED = b"X"  # zygote, or child on the line: + reason
+# Variables that a worker gives a run which has a control group: its folder, and a file for the most
+# memory that the child had, where the kernel does not measure the group's.
+GROUP = b"PREFECT_FLEET_GROUP"
+PEAK_FILE = b"PREFECT_FLEET_PEAK_FILE"
+# Beside the group: that of the worker and of its helpers.
+WORKERS_GROUP = "worker"
 # Those that a process can be told with; the others stop or kill this process as they would the run.
 FORWARDED = (
     _signal.SIGHUP,

@@ -43,6 +43,7 @@ class Run:
 
     connection: socket.socket
     flow_run: str
+    peak_file: bytes | None
     started: float = field(default_factory=time.monotonic)
 
 
@@ -290,6 +291,9 @@ class Zygote:
         )
         if reason is not None:
             return reason
+        group, reason = agreement.run_group(asked)
+        if reason is not None:
+            return reason
         if imports.threads() != 1:
             self._drain("a thread runs in it")
             return "a thread runs in the zygote"
@@ -303,6 +307,7 @@ class Zygote:
                 child.become(
                     asked,
                     there,
+                    group,
                     self._seeded,
                     self._reporting.fileno(),
                     lambda: internals.renew(self._own_code),
@@ -311,7 +316,7 @@ class Zygote:
             finally:
                 os._exit(1)
         flow_run = asked.environment.get(b"PREFECT__FLOW_RUN_ID", b"?").decode(errors="replace")
-        self._runs[pid] = Run(connection, flow_run)
+        self._runs[pid] = Run(connection, flow_run, asked.environment.get(client.PEAK_FILE))
         self._selector.register(connection, selectors.EVENT_READ, pid)
         return None
 
@@ -347,6 +352,9 @@ class Zygote:
             run = self._runs.pop(pid, None)
             if run is None:
                 continue  # what an imported module has started
+            if run.peak_file:
+                with contextlib.suppress(OSError):
+                    Path(os.fsdecode(run.peak_file)).write_text(str(usage.ru_maxrss << 10))
             with contextlib.suppress(OSError):
                 run.connection.send(client.ENDED + status.to_bytes(4, "big"))
             with contextlib.suppress(KeyError):

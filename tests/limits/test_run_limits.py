@@ -1,0 +1,350 @@
+"""A flow run takes what it may, and no more: on a worker host with all control groups.
+
+The runs are those of a pool that one host's worker serves, warm, and of the same pool by the stock
+command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from tests.fleet.conftest import Laptop, Site, connect, members
+
+HOST = members("prefect_worker")[0]
+POOL = "default"
+UNIT = f"prefect-worker@{POOL}.service"
+FOLDER = "/srv/limits-tests"
+TOLD = "/var/lib/prefect/limits-tests"
+FLOWS = Path(__file__).with_name("limits_flows.py")
+NAMES = ("waits", "eats", "eats_in_a_child", "forks", "spins", "leaves")
+# How a run is started.
+WARM: dict[str, Any] = {}
+STOCK: dict[str, Any] = {"command": "/opt/prefect/venv/bin/python -m prefect.engine"}
+BOTH = pytest.mark.parametrize("how", [WARM, STOCK], ids=["warm", "stock"])
+_STEPS = "prefect.deployments.steps"
+_WAIT_SECONDS = 300
+_MEBIBYTE = 1 << 20
+T = TypeVar("T")
+
+
+class Runs:
+    """Runs of the flows of limits_flows.py on the host."""
+
+    def __init__(self) -> None:
+        self.deployments: dict[str, UUID] = {}
+
+    def ask(self, question: Callable[[PrefectClient], Awaitable[T]]) -> T:
+        """Ask the API."""
+
+        async def talk() -> T:
+            async with get_client() as client:
+                return await question(client)
+
+        return asyncio.run(talk())
+
+    def start(self, flow: str, variables: dict[str, Any], **parameters: object) -> UUID:
+        """Start a run with job variables, and return its id."""
+        deployment = self.deployments[flow]
+        return self.ask(
+            lambda client: client.create_flow_run_from_deployment(
+                deployment, parameters=parameters, job_variables=variables
+            )
+        ).id
+
+    def state(self, run: UUID) -> State[Any]:
+        """Return its state."""
+        state = self.ask(lambda client: client.read_flow_run(run)).state
+        assert state is not None
+        return state
+
+    def end(self, run: UUID) -> State[Any]:
+        """Wait for its end, and return its state."""
+        wait_until(lambda: self.state(run).is_final(), f"the end of {run}")
+        return self.state(run)
+
+    def told(self, run: UUID) -> dict[str, Any]:
+        """Return what a run has told of itself."""
+        path = f"{TOLD}/{run}.json"
+        wait_until(lambda: host_file(path), f"a word of {run}, {self.state(run)}")
+        said: dict[str, Any] = json.loads(connect(HOST).check_output("cat %s", path))
+        return said
+
+    def messages(self, run: UUID) -> list[str]:
+        """Return what stands in its log."""
+        ours = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+        return [log.message for log in self.ask(lambda client: client.read_logs(ours))]
+
+    def artifacts(self, run: UUID) -> list[Any]:
+        """Return the tables that show what it has taken."""
+        ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+        found = self.ask(lambda client: client.read_artifacts(artifact_filter=ours))
+        return [json.loads(str(one.data)) for one in found if one.key == "fleet-run-usage"]
+
+
+def wait_until(true: Callable[[], object], what: str) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not in {_WAIT_SECONDS} s\n{journal()}"
+        time.sleep(0.5)
+
+
+def host_file(path: str) -> bool:
+    """Return whether the host has a file."""
+    return connect(HOST).run("test -e %s", path).rc == 0
+
+
+def journal() -> str:
+    """Return the last that the worker and its runs have said."""
+    return connect(HOST).check_output(f"journalctl -u {UNIT} -n 1000 -o cat")
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether the host has a process, other than one that is only to be waited for."""
+    return connect(HOST).run(f"grep -q '^State:[[:space:]]*[^Z]' /proc/{pid}/status").rc == 0
+
+
+def members_of(group: str) -> set[int]:
+    """Return the processes of a control group."""
+    return set(map(int, connect(HOST).check_output("cat %s/cgroup.procs", group).split()))
+
+
+def manifest(run: UUID) -> dict[str, Any]:
+    """Return a run's manifest when it says what the run has taken."""
+    found: list[dict[str, Any]] = []
+
+    def is_there() -> bool:
+        shown = connect(HOST).run("prefect-manifests show %s", str(run))
+        if shown.rc == 0 and json.loads(shown.stdout)["usage"]:
+            found.append(json.loads(shown.stdout))
+        return bool(found)
+
+    wait_until(is_there, f"the usage of {run} in its manifest")
+    return found[0]
+
+
+async def create() -> dict[str, UUID]:
+    """Make the deployments."""
+    async with get_client() as client:
+        return {
+            flow: await client.create_deployment(
+                flow_id=await client.create_flow_from_name(flow.replace("_", "-")),
+                name="limits-tests",
+                work_pool_name=POOL,
+                entrypoint=f"limits_flows.py:{flow}",
+                pull_steps=[{f"{_STEPS}.set_working_directory": {"directory": FOLDER}}],
+                enforce_parameter_schema=False,
+            )
+            for flow in NAMES
+        }
+
+
+async def remove() -> None:
+    """Remove the deployments."""
+    async with get_client() as client:
+        for flow in NAMES:
+            with contextlib.suppress(ObjectNotFound):
+                name = f"{flow.replace('_', '-')}/limits-tests"
+                found = await client.read_deployment_by_name(name)
+                await client.delete_deployment(found.id)
+
+
+@pytest.fixture(scope="module")
+def runs(laptop: Laptop, site: Site) -> Iterator[Runs]:
+    """The deployments; removed afterwards."""
+    host = connect(HOST)
+    made = Runs()
+    with temporary_settings({PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}):
+        try:
+            asyncio.run(remove())
+            host.check_output(f"install -d {FOLDER} && install -d -o prefect {TOLD}")
+            host.check_output("printf %%s %s > %s", FLOWS.read_text(), f"{FOLDER}/limits_flows.py")
+            made.deployments = asyncio.run(create())
+            # Until there is a zygote, which takes more than one run where the processor is slow.
+            wait_until(lambda: is_forked(made), "a run that is forked")
+            yield made
+        finally:
+            host.run(f"touch {TOLD}/finish")
+            host.run(f"rm -r {FOLDER}")
+            asyncio.run(remove())
+
+
+def is_forked(runs: Runs) -> bool:
+    """Return whether a run is forked now."""
+    run = runs.start("leaves", WARM)
+    assert runs.end(run).is_completed()
+    return f"flow run {run}: ended" in journal()
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits(runs: Runs) -> Iterator[None]:
+    """Each test has runs of its own that wait for it, and leaves no control group behind."""
+    connect(HOST).check_output(f"rm -f {TOLD}/finish")
+    yield
+    connect(HOST).check_output(f"touch {TOLD}/finish")
+    unit = connect(HOST).check_output(f"systemctl show -P ControlGroup {UNIT}")
+    find = "find %s -mindepth 1 -maxdepth 1 -name 'run-*'"
+    wait_until(
+        lambda: not connect(HOST).check_output(find, f"/sys/fs/cgroup{unit}"), "the groups' end"
+    )
+
+
+def test_the_unit_has_what_limits_need() -> None:
+    host = connect(HOST)
+    unit = host.check_output(f"systemctl show -P ControlGroup {UNIT}")
+    folder = f"/sys/fs/cgroup{unit}"
+    assert set(host.check_output(f"cat {folder}/cgroup.subtree_control").split()) >= {
+        "memory",
+        "pids",
+        "cpu",
+    }
+    main = int(host.check_output(f"systemctl show -P MainPID {UNIT}"))
+    assert main in members_of(f"{folder}/worker")
+    # The pool's own limit is root's.
+    for name in ("memory.max", "pids.max"):
+        assert host.check_output(f"stat -c %%U {folder}/{name}") == "root"
+
+
+@BOTH
+@pytest.mark.parametrize("flow", ["eats", "eats_in_a_child"])
+def test_a_run_out_of_memory_is_reported_as_that_and_its_neighbours_live(
+    runs: Runs, how: dict[str, Any], flow: str
+) -> None:
+    worker = connect(HOST).check_output(f"systemctl show -P MainPID {UNIT}")
+    neighbour = runs.start("waits", how, until=f"{TOLD}/finish")
+    beside = runs.told(neighbour)
+    run = runs.start(flow, how | {"memory_max": "192M"}, mebibytes=600)
+    state = runs.end(run)
+    assert state.is_crashed()
+    assert str(state.message).startswith(
+        "Out of memory: the run wanted more than its memory_max of 192M, and the kernel ended it. "
+        "Give its deployment a larger memory_max"
+    )
+    told = runs.told(run)
+    wait_until(lambda: not is_alive(told["pid"]), "its end")
+    assert not host_file(told["group"])
+    assert is_alive(beside["pid"])
+    assert runs.state(neighbour).is_running()
+    connect(HOST).check_output(f"touch {TOLD}/finish")
+    assert runs.end(neighbour).is_completed()
+    assert connect(HOST).check_output(f"systemctl show -P MainPID {UNIT}") == worker
+    said = manifest(run)
+    assert said["usage"]["out_of_memory"]
+    assert 180 * _MEBIBYTE < said["usage"]["memory_peak"] <= 192 * _MEBIBYTE
+    # The message stays when the worker has said its last word, too.
+    assert str(runs.state(run).message).startswith("Out of memory")
+
+
+@BOTH
+def test_a_run_that_stays_below_its_limit_is_completed(runs: Runs, how: dict[str, Any]) -> None:
+    run = runs.start("eats", how | {"memory_max": "512M"}, mebibytes=200)
+    assert runs.end(run).is_completed()
+    said = manifest(run)["usage"]
+    assert not said["out_of_memory"]
+    assert 200 * _MEBIBYTE < said["memory_peak"] < 512 * _MEBIBYTE
+    assert said["processor_seconds"] > 0
+    wait_until(lambda: runs.artifacts(run), "the artifact")
+    (table,) = runs.artifacts(run)
+    assert [row["value"] for row in table] == [
+        said["memory_peak"],
+        said["processor_seconds"],
+        "no",
+    ]
+    assert manifest(run)["artifacts"] in ([], None)
+
+
+@BOTH
+def test_a_run_gets_no_more_threads_than_it_may_have(runs: Runs, how: dict[str, Any]) -> None:
+    run = runs.start("forks", how | {"tasks_max": 60}, threads=200)
+    state = runs.end(run)
+    assert state.is_failed()
+    assert "can't start new thread" in str(state.message)
+    assert 20 < runs.told(run)["begun"] < 60
+    free = runs.start("forks", how, threads=200)
+    assert runs.end(free).is_completed()
+    assert runs.told(free)["begun"] == 200
+
+
+@BOTH
+def test_a_run_gets_no_more_processor_time_than_it_may_have(
+    runs: Runs, how: dict[str, Any]
+) -> None:
+    run = runs.start("spins", how | {"cpu_quota": "20%"}, seconds=2)
+    assert runs.end(run).is_completed()
+    cpu = runs.told(run)["cpu"]
+    # How often it had to wait for the next period of 0.1 s.
+    assert cpu["nr_throttled"] > 5
+    free = runs.start("spins", how, seconds=2)
+    assert runs.end(free).is_completed()
+    assert runs.told(free)["cpu"].get("nr_throttled", 0) == 0
+    assert manifest(free)["usage"]["processor_seconds"] >= 2
+
+
+@BOTH
+def test_what_a_run_leaves_behind_is_ended(runs: Runs, how: dict[str, Any]) -> None:
+    run = runs.start("leaves", how)
+    assert runs.end(run).is_completed()
+    left = runs.told(run)["left"]
+    wait_until(lambda: not is_alive(left), "the end of what it left")
+
+
+@BOTH
+def test_all_of_a_run_is_in_its_group_and_ends_with_a_cancellation(
+    runs: Runs, how: dict[str, Any]
+) -> None:
+    run = runs.start("waits", how, until=f"{TOLD}/finish")
+    told = runs.told(run)
+    inside = members_of(told["group"])
+    assert told["pid"] in inside
+    runs.ask(lambda client: client.set_flow_run_state(run, Cancelling()))
+    assert runs.end(run).is_cancelled()
+    wait_until(lambda: not any(map(is_alive, inside)), "its processes' end")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("memory_max", "100", "memory_max is '100': write a size from 16M on, such as 512M or 2G"),
+        ("cpu_quota", "0%", "cpu_quota is '0%': write percent of one processor from 1% on"),
+    ],
+)
+def test_a_wrong_limit_ends_the_run_with_what_to_write(
+    runs: Runs, variable: str, value: str, says: str
+) -> None:
+    # What the pool's schema does not refuse before.
+    state = runs.end(runs.start("leaves", {variable: value}))
+    assert state.is_crashed()
+    assert says in str(state.message)
+
+
+def test_a_stopped_worker_ends_its_runs_as_ever(runs: Runs) -> None:
+    host = connect(HOST)
+    run = runs.start("waits", {"memory_max": "512M"}, until=f"{TOLD}/finish")
+    told = runs.told(run)
+    host.check_output(f"systemctl kill --kill-whom=main -s KILL {UNIT}")
+    state = runs.end(run)
+    assert state.is_crashed()
+    assert "had ended without a word" in str(state.message)
+    assert not is_alive(told["pid"])
+    wait_until(lambda: not host_file(told["group"]), "its group's end")
+    assert runs.end(runs.start("leaves", WARM)).is_completed()
