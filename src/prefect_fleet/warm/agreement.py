@@ -164,17 +164,19 @@ def run_group(request: Request) -> tuple[bytes | None, str | None]:
     if folder is None:
         return None, None
     try:
-        if request.pid not in _members(Path(os.fsdecode(folder))):
+        if request.pid not in _members(os.fsdecode(folder)):
             return None, "the client is not in its control group"
-        if os.getpid() not in _members(Path(os.fsdecode(folder)).parent / client.WORKERS_GROUP):
+        unit = os.path.dirname(os.fsdecode(folder).rstrip("/"))  # noqa: PTH120 see process_facts
+        if os.getpid() not in _members(f"{unit}/{client.WORKERS_GROUP}"):
             return None, "the client's control group is of another unit"
     except OSError as error:
         return None, f"the client's control group can't be seen: {error.strerror}"
     return folder, None
 
 
-def _members(folder: Path) -> set[int]:
-    return set(map(int, (folder / "cgroup.procs").read_text().split()))
+def _members(folder: str) -> set[int]:
+    with open(f"{folder}/cgroup.procs") as members:  # noqa: PTH123 see process_facts
+        return set(map(int, members))
 
 
 def command_difference(arguments: tuple[bytes, ...]) -> str | None:
