@@ -154,6 +154,15 @@ class DrainingWorker(ProcessWorker, abc.ABC):
         # Set when there may be runs to take before the next poll.
         self.may_have_runs = asyncio.Event()
 
+    @classmethod
+    def get_default_base_job_template(cls) -> dict[str, Any]:
+        """Return Prefect's own, for a pool that was made without one.
+
+        A deploy adds the limits: the server refuses variables of a configuration that a template
+        does not describe.
+        """
+        return ProcessWorker.get_default_base_job_template()
+
     @property
     def in_hand(self) -> int:
         """How many runs this worker has taken and not finished."""

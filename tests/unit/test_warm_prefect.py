@@ -201,6 +201,14 @@ class Runs:
         return state, out
 
 
+def ask_for_zygote(path: Path, state: Path) -> None:
+    """Have a zygote made, as the first client has, and wait until it is there."""
+    wait_until(path.is_socket, "the parent's socket", 120)
+    with socket.socket(socket.AF_UNIX) as first:
+        first.connect(str(path))
+        wait_until(state.exists, "a zygote", 300)
+
+
 @pytest.fixture(scope="module")
 def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("warm")
@@ -216,11 +224,7 @@ def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         command += ["--state", str(folder), "--list", str(folder / "list")]
         command += ["--socket", str(folder / "socket")]
         parent = subprocess.Popen(command, env=made.environment, stdout=log, stderr=log)
-        wait_until((folder / "socket").is_socket, "its socket", 120)
-        with socket.socket(socket.AF_UNIX) as first:
-            # The first client has the zygote made.
-            first.connect(str(folder / "socket"))
-            wait_until((folder / "default.json").exists, "the zygote", 300)
+        ask_for_zygote(folder / "socket", folder / "default.json")
         yield made
         parent.terminate()
         assert parent.wait(30) == 0
@@ -367,7 +371,7 @@ def fleets(runs: Runs) -> Iterator["subprocess.Popen[bytes]"]:
         worker = subprocess.Popen(
             command, cwd=runs.folder, env=runs.environment | settings, stdout=log, stderr=log
         )
-    wait_until((folder / "fleet.json").exists, "a zygote", 120)
+    ask_for_zygote(folder / "fleet.socket", folder / "fleet.json")
     yield worker
     worker.kill()
     worker.wait()
