@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect_fleet.pools import LIMITS
 from prefect_fleet.pools import main as make_pools
 from prefect_operations import run_groups
+from prefect_operations.draining import DrainingWorker
 from prefect_operations.limits import Limits, RunJobConfiguration, WrongLimit, size
 from prefect_operations.run_groups import RunGroup, RunGroups
 from tests.unit.cgroups import inside, members, needs_groups, unit
@@ -460,3 +461,10 @@ def test_a_worker_runs_each_run_in_a_group(made: Path, worker: Path) -> None:
     state = end(asyncio.run(create(folder, None, memory_max="100")), worker)
     assert state.is_crashed()
     assert "memory_max is '100': write a size from 16M on" in str(state.message)
+
+
+def test_a_worker_fills_in_a_template_that_the_server_takes() -> None:
+    """It refuses one whose configuration has a variable that is not described."""
+    template = DrainingWorker.get_default_base_job_template()
+    variables = {f"{{{{ {name} }}}}" for name in template["variables"]["properties"]}
+    assert set(map(str, template["job_configuration"].values())) <= variables
