@@ -353,9 +353,8 @@ class Zygote:
             if run is None:
                 continue  # what an imported module has started
             if run.peak_file:
-                # Not by pathlib: see agreement.process_facts.
-                with contextlib.suppress(OSError), open(run.peak_file, "wb") as file:  # noqa: PTH123
-                    file.write(b"%d" % (usage.ru_maxrss << 10))
+                with contextlib.suppress(OSError):
+                    Path(os.fsdecode(run.peak_file)).write_text(str(usage.ru_maxrss << 10))
             with contextlib.suppress(OSError):
                 run.connection.send(client.ENDED + status.to_bytes(4, "big"))
             with contextlib.suppress(KeyError):
