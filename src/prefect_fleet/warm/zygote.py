@@ -7,10 +7,8 @@ the parent has gone.
 """
 
 import contextlib
-import functools
 import gc
 import json
-import operator
 import os
 import random
 import selectors
@@ -24,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect_fleet.warm import agreement, child, client, imports, internals, request, sharing
+from prefect_fleet.warm import agreement, child, client, imports, internals, request
 from prefect_fleet.warm.settings import Settings
 
 # A request is written in one go; who needs longer is no client of ours.
@@ -126,7 +124,7 @@ class Zygote:
         self._shelf.take(core)
         self._seeded: list[random.Random] = child.generators()
         self._facts = agreement.process_facts("self")
-        self._writes_counts = sharing.share()
+        gc.collect()
         gc.freeze()
         # What is made from now on is little, and may not pile up over thousands of runs.
         gc.enable()
@@ -163,7 +161,6 @@ class Zygote:
             "pid": os.getpid(),
             "loaded": loaded,
             "left_out": {**self._unfit, **self._failed},
-            "copied_for": self._writes_counts,
             "resident_bytes": int(size) * os.sysconf("SC_PAGESIZE"),
         }
         write_json(self._settings.state, state)
@@ -366,9 +363,6 @@ class Zygote:
                 f"{usage.ru_utime + usage.ru_stime:.2f} s of processor time, "
                 f"{usage.ru_maxrss >> 10} MiB at most"
             )
-            # All else is frozen, so it takes no time. Left to Python, cycles would pile up first,
-            # and take new pages between two collections, a few more each time.
-            gc.collect()
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:
@@ -403,9 +397,7 @@ def identity(path: str) -> tuple[int, ...] | None:
     try:
         status = os.stat(path)  # noqa: PTH116
         if stat.S_ISDIR(status.st_mode):
-            # Whatever their order, and without a list of them for each run.
-            content = functools.reduce(operator.xor, map(hash, _installed(path)), 0)
-            return status.st_dev, status.st_ino, content
+            return status.st_dev, status.st_ino, hash(frozenset(_installed(path)))
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
