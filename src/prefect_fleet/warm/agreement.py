@@ -7,7 +7,6 @@ is recorded; a run in which one of them has another value is not for this zygote
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 
 from prefect_fleet.warm import client, internals
@@ -128,10 +127,12 @@ def process_facts(pid: int | str) -> dict[str, str]:
     Raises:
         OSError: it has gone.
     """
-    folder = Path("/proc", str(pid))
-    lines = (line.partition(":\t") for line in (folder / "status").read_text().splitlines())
-    facts = {key: value for key, _, value in lines if key in COMPARED + TAKEN}
-    facts["limits"] = (folder / "limits").read_text()
+    # pathlib interns the parts of a path, and for a new name each time the interpreter's table of
+    # such strings takes more memory now and then.
+    with open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/limits") as limits:  # noqa: PTH123
+        lines = (line.rstrip("\n").partition(":\t") for line in status)
+        facts = {key: value for key, _, value in lines if key in COMPARED + TAKEN}
+        facts["limits"] = limits.read()
     return facts
 
 
@@ -163,17 +164,19 @@ def run_group(request: Request) -> tuple[bytes | None, str | None]:
     if folder is None:
         return None, None
     try:
-        if request.pid not in _members(Path(os.fsdecode(folder))):
+        if request.pid not in _members(os.fsdecode(folder)):
             return None, "the client is not in its control group"
-        if os.getpid() not in _members(Path(os.fsdecode(folder)).parent / client.WORKERS_GROUP):
+        unit = os.path.dirname(os.fsdecode(folder).rstrip("/"))  # noqa: PTH120 see process_facts
+        if os.getpid() not in _members(f"{unit}/{client.WORKERS_GROUP}"):
             return None, "the client's control group is of another unit"
     except OSError as error:
         return None, f"the client's control group can't be seen: {error.strerror}"
     return folder, None
 
 
-def _members(folder: Path) -> set[int]:
-    return set(map(int, (folder / "cgroup.procs").read_text().split()))
+def _members(folder: str) -> set[int]:
+    with open(f"{folder}/cgroup.procs") as members:  # noqa: PTH123 see process_facts
+        return set(map(int, members))
 
 
 def command_difference(arguments: tuple[bytes, ...]) -> str | None:
