@@ -39,6 +39,7 @@ STRATEGIES = {f"ansible.builtin.{name}" for name in ("linear", "free", "host_pin
 def find_mixin() -> type | None:
     """What mitogen adds to a strategy; None where it is not installed or does not fit."""
     try:
+        from ansible_mitogen import affinity
         from ansible_mitogen.strategy import StrategyMixin
     except ModuleNotFoundError as error:
         if error.name != "ansible_mitogen":
@@ -48,6 +49,9 @@ def find_mixin() -> type | None:
         # It reaches into Ansible, which may be too new for it.
         _warn(error)
         return None
+    # Its own pins Ansible's processes to processors, and with them what they start here: with two
+    # processors, all of it would share the second one, the lab's hosts for as long as they live.
+    affinity.policy = affinity.Policy()
     return StrategyMixin
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 
 from tests.unit.shared import REPOSITORY
 
-# Tells who runs it: the command line of its parent, which is the module's process.
-TASK = {"ansible.builtin.command": {"argv": ["sh", "-c", "tr '\\0' ' ' </proc/$PPID/cmdline"]}}
+# Tells who runs it, by the command line of its parent, which is the module's process, and on which
+# processors.
+SCRIPT = "tr '\\0' ' ' </proc/$PPID/cmdline; grep Cpus_allowed_list /proc/self/status"
+TASK = {"ansible.builtin.command": {"argv": ["sh", "-c", SCRIPT]}}
 PLAYS = [
     {
         "hosts": "localhost",
@@ -53,6 +56,9 @@ def run_plays(folder: Path, **environment: str) -> tuple[list[bool], str]:
     tasks = [play["tasks"][-1] for play in json.loads(brace + results)["plays"]]
     runners = [task["hosts"]["localhost"]["stdout"] for task in tasks]
     assert all("python" in runner for runner in runners)
+    # A local host that a task boots would never leave the one processor.
+    (ours,) = re.findall("Cpus_allowed_list.*", Path("/proc/self/status").read_text())
+    assert all(runner.endswith(ours) for runner in runners), runners
     return ["mitogen" in runner for runner in runners], said + done.stderr
 
 
