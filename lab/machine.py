@@ -18,6 +18,8 @@ READY = "/machine/ready"
 # - Of the container's root only that itself goes to the disk, without what is mounted on it.
 # - Bridged to a TAP device, the container's interface is the guest's; its address is given up.
 # - The memory is a file that is executed from, which /dev/shm of a container forbids.
+# - Without gro=1 the guest drops packets that the machine's kernel has put together, and waits for
+#   each of them to be sent again.
 # - What is there of podman's would make systemd take the guest for a container.
 BOOT = f"""
 set -e
@@ -60,7 +62,7 @@ for one in eth0 tap0 lab0; do ip link set $one up; done
 ip address flush dev eth0
 exec env --ignore-environment PATH="$PATH" HOME=/root TMPDIR=/memory linux.uml mem=2G \\
     ubd0=/machine/disk root=/dev/ubda rw init=/sbin/init \\
-    vec0:transport=tap,ifname=tap0,depth=128 con=null con0=null,fd:1 quiet
+    vec0:transport=tap,ifname=tap0,depth=128,gro=1 con=null con0=null,fd:1 quiet
 """
 
 
