@@ -157,7 +157,7 @@ def pool_settings(worker: str, **options: object) -> Iterator[None]:
 def test_a_stopped_worker_lets_its_runs_finish(runs: Runs) -> None:
     host = WORKERS[0]
     with alone(host):
-        (run,) = runs.start(1, 8)
+        (run,) = runs.start(1, 25)
         runs.wait([run], "Running")
         connect(host).check_output("systemctl stop prefect-worker@default")
         try:
