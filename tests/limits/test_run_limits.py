@@ -213,16 +213,13 @@ def test_the_unit_has_what_limits_need() -> None:
     host = connect(HOST)
     unit = host.check_output(f"systemctl show -P ControlGroup {UNIT}")
     folder = f"/sys/fs/cgroup{unit}"
-    assert set(host.check_output(f"cat {folder}/cgroup.subtree_control").split()) >= {
-        "memory",
-        "pids",
-        "cpu",
-    }
+    given = host.check_output("cat %s", f"{folder}/cgroup.subtree_control").split()
+    assert set(given) >= {"memory", "pids", "cpu"}
     main = int(host.check_output(f"systemctl show -P MainPID {UNIT}"))
     assert main in members_of(f"{folder}/worker")
     # The pool's own limit is root's.
     for name in ("memory.max", "pids.max"):
-        assert host.check_output(f"stat -c %%U {folder}/{name}") == "root"
+        assert host.check_output("stat -c %%U %s", f"{folder}/{name}") == "root"
 
 
 @BOTH
