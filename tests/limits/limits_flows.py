@@ -77,6 +77,9 @@ def forks(threads: int) -> None:
     finally:
         tell(begun=len(begun))
         enough.set()
+        # The engine needs threads, too, to say how this has ended.
+        for one in begun:
+            one.join()
 
 
 @with_manifest

@@ -184,7 +184,11 @@ def look_around() -> None:
         with contextlib.suppress(OSError):
             tempfile.TemporaryFile(dir=folder).close()
             writable.append(folder)
-    owners = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*")}
+    owners = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        # Those of other runs may end meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            owners.add(process.stat().st_uid)
     devices = {path.name for path in Path("/dev").glob("[sv]d*")} | {
         path.name for path in Path("/dev").glob("loop*")
     }
