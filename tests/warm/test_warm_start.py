@@ -68,11 +68,15 @@ class Runs:
 
         return asyncio.run(talk())
 
-    def start(self, flow: str, **parameters: object) -> UUID:
-        """Start a run, and return its id."""
+    def start(self, flow: str, command: str | None = None, **parameters: object) -> UUID:
+        """Start a run, by another command than its pool's if need be, and return its id."""
         deployment = self.deployments[flow]
         return self.ask(
-            lambda client: client.create_flow_run_from_deployment(deployment, parameters=parameters)
+            lambda client: client.create_flow_run_from_deployment(
+                deployment,
+                parameters=parameters,
+                job_variables={"command": command} if command else {},
+            )
         ).id
 
     def state(self, run: UUID) -> State[Any]:
@@ -92,9 +96,9 @@ class Runs:
         wait_until(lambda: host_file(path), f"the beginning of {run}, {self.state(run)}")
         return json.loads(connect(HOST).check_output("cat %s", path))
 
-    def begin(self) -> tuple[UUID, dict[str, Any]]:
+    def begin(self, command: str | None = None) -> tuple[UUID, dict[str, Any]]:
         """Start one that waits for `finish`; return its id, and what it tells."""
-        run = self.start("waiting", until=f"{TOLD}/finish")
+        run = self.start("waiting", command, until=f"{TOLD}/finish")
         return run, self.told(run)
 
     def finish(self) -> None:
@@ -184,6 +188,12 @@ def is_alive(pid: int) -> bool:
     return connect(HOST).run(f"grep -q '^State:[[:space:]]*[^Z]' /proc/{pid}/status").rc == 0
 
 
+def own_memory(pid: int) -> int:
+    """Return how many KiB a process has for itself alone."""
+    rows = connect(HOST).check_output(f"cat /proc/{pid}/smaps_rollup")
+    return sum(map(int, re.findall(r"Private_\w+: +(\d+)", rows)))
+
+
 async def create() -> dict[str, UUID]:
     """Make the deployments."""
     async with get_client() as client:
@@ -268,6 +278,21 @@ def test_what_a_run_prints_and_logs_reaches_the_server_and_the_journal(runs: Run
 
     wait_until(lambda: {"printed", "logged"} <= messages(), "the run's logs")
     assert "| logged" in journal() or "- logged" in journal()
+
+
+def test_a_run_shares_what_its_zygote_has_imported(runs: Runs) -> None:
+    runs.forked()
+    state = json.loads(connect(HOST).check_output(f"cat {STATE}/{POOL}.json"))
+    assert state["copied_for"] is None
+    (run, warm), (_, stock) = (
+        runs.begin(),
+        runs.begin("/opt/prefect/venv/bin/python -m prefect.engine"),
+    )
+    ours, theirs = own_memory(warm["pid"]), own_memory(stock["pid"])
+    # Half, if the child copies each object whose references it counts.
+    assert ours < 0.4 * theirs, f"{ours} KiB, and {theirs} by the stock command"
+    runs.finish()
+    assert runs.end(run).is_completed()
 
 
 def test_a_suspended_run_is_resumed_in_a_process_of_its_own(runs: Runs) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect_fleet.warm import agreement, child, client, imports, internals, request
+from prefect_fleet.warm import agreement, child, client, imports, internals, request, sharing
 from prefect_fleet.warm.settings import Settings
 
 # A request is written in one go; who needs longer is no client of ours.
@@ -126,7 +126,7 @@ class Zygote:
         self._shelf.take(core)
         self._seeded: list[random.Random] = child.generators()
         self._facts = agreement.process_facts("self")
-        gc.collect()
+        self._writes_counts = sharing.share()
         gc.freeze()
         # What is made from now on is little, and may not pile up over thousands of runs.
         gc.enable()
@@ -163,6 +163,7 @@ class Zygote:
             "pid": os.getpid(),
             "loaded": loaded,
             "left_out": {**self._unfit, **self._failed},
+            "copied_for": self._writes_counts,
             "resident_bytes": int(size) * os.sysconf("SC_PAGESIZE"),
         }
         write_json(self._settings.state, state)
