@@ -67,6 +67,8 @@ def eats_in_a_child(mebibytes: int) -> int:
 @flow
 def forks(threads: int) -> None:
     """Start threads until there are so many, or no more can be."""
+    # Stacks count as the process's data, which has a limit of its own.
+    threading.stack_size(1 << 18)
     begun: list[threading.Thread] = []
     enough = threading.Event()
     try:
