@@ -58,7 +58,6 @@ def share() -> str | None:
     reason = unsupported()
     if reason is None:
         immortalise()
-    if platform.python_implementation() == "CPython":
         fill_holes()
     return reason
 
