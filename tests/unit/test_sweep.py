@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_operations.lost_runs import OpenRun, read_open_runs
-from prefect_operations.sweep import Watch, main, sweep
+from prefect_operations.sweep import Watch, main, spoke_since, sweep
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SILENT = timedelta(seconds=90)
@@ -106,18 +106,26 @@ def test_the_runs_of_a_dead_host_are_marked_and_no_others(prefect_api):
             assert ours == set(runs.values())
             watch = Watch(timedelta(seconds=10), timedelta(seconds=30))
             assert await sweep(client, watch, lambda: datetime.now(UTC)) == []
-            silent = datetime.now(UTC) + watch.silent
-            # Long enough for the dead one's silence; the other one and one of the runs speak.
-            while datetime.now(UTC) <= silent:
-                await asyncio.sleep(1)
-                await client.send_worker_heartbeat("sweep", "alive")
+            await asyncio.sleep(watch.silent.total_seconds())
+            # The dead one has been silent for long enough; the other one and one of the runs speak,
+            # and the server may be slow to show that.
+            begun = datetime.now(UTC)
+            (speaking,) = [
+                run
+                for run in await read_open_runs(client, "sweep")
+                if str(run.id) == runs["speaking"]
+            ]
+            while not await spoke_since(client, speaking, begun):
+                assert datetime.now(UTC) < begun + timedelta(minutes=2)
                 emit_event(
                     "prefect.flow-run.heartbeat",
                     resource={"prefect.resource.id": f"prefect.flow-run.{runs['speaking']}"},
                 )
                 await asyncio.to_thread(EventsWorker.drain_all)
+                # As the passes of that time would have.
                 watch.begin_pass(datetime.now(UTC))
                 watch.heard(datetime.now(UTC))
+            await client.send_worker_heartbeat("sweep", "alive")
             await sweep(client, watch, lambda: datetime.now(UTC))
             return {name: (await client.read_flow_run(run)).state for name, run in runs.items()}
 
