@@ -36,11 +36,12 @@ _WRONG = "wrong"
 # What a dry run must leave alone: settings with their times, what is installed, where data lies,
 # which services run and as which process. Ansible itself refreshes apt's lists in a dry run, and
 # has folders of its own in the homes of those it becomes. Workers note when they like what their
-# runs import.
+# runs import, and a schedule may start a run at any time.
 _FINGERPRINT = r"""
 find /etc /usr/local /root/.ssh -xdev -printf '%p %M %u:%g %T@ %l\n'
 find /opt /srv /home /var/lib -xdev -maxdepth 3 \
-    \( -path /var/lib/apt -o -path /var/lib/prefect/warm -o -name .ansible \) -prune \
+    \( -path /var/lib/apt -o -path /var/lib/prefect/warm -o \
+        -path '/var/lib/prefect/manifests/*' -o -name .ansible \) -prune \
     -o -printf '%p %M %u:%g %l\n'
 systemctl list-unit-files --no-legend --plain
 sysctl net.ipv4.ip_nonlocal_bind
