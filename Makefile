@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: help start restart stop status lab ui secrets converge verify plan deploy register-blocks \
-        create-blocks run certificates env server venv test lint unit molecule e2e docs lock
+        create-blocks run certificates env server venv test lint unit molecule e2e benchmarks docs lock
 
 # Which fleet of lab/fleets.toml `make start` and its like are about, and which inventory Ansible is
 # given: your own by  make converge INVENTORY=inventory/mine
@@ -102,6 +102,9 @@ molecule: venv ## All of Molecule's scenarios: the whole site and each role, on 
 
 e2e: venv ## Log in to the UI with a browser, over the tailnet
 	@scripts/test e2e
+
+benchmarks: venv ## Measure against Prefect's own worker and converges' floor, within 15 minutes: docs/performance.md
+	@benchmarks/all
 
 docs: venv ## Write the tables of inputs into the roles' READMEs
 	@python scripts/role_readmes.py

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
-STOCK, MITOGEN = "stock", "mitogen"
+PLAIN, MITOGEN = "plain", "mitogen"
 _GRACE_SECONDS = 20  # for Ansible to end its own processes before they are killed
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RECAP = re.compile(r"^(\S+)\s+: (ok=\d+\s+changed=\d+.*)$")

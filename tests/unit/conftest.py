@@ -73,8 +73,8 @@ class PrefectServer:
         self._log = self._folder / "log"
         # Connections wait in the listening socket until the server is there.
         with socket.create_server(("127.0.0.1", 0)) as listening, self._log.open("wb") as log:
-            # They have this from it. uvicorn takes what it is given by number for a Unix socket, for
-            # which asyncio does not set it, and each answer's body would wait for the headers' ACK.
+            # They have this from it. uvicorn takes what it is given by number for a Unix socket,
+            # for which asyncio does not set it, and each answer's body would wait for an ACK.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._address = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
             command = [sys.executable, "-m", "uvicorn", "--fd", str(listening.fileno())]

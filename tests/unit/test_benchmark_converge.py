@@ -111,12 +111,12 @@ def test_an_output_without_a_recap_never_counts():
 
 
 def test_a_row_is_a_ratio_of_medians_with_the_range_of_its_pairs(converge: ModuleType):
-    row = converge.Row("nothing", "stock")
+    row = converge.Row("nothing", "plain")
     for seconds, task in ((30.0, 6.0), (50.0, 2.0), (31.0, 4.0)):
         row.ours.append(Run(seconds, {}, {"slow": task, "quick": 1.0}))
     row.floor.extend((1.0, 2.0, 1.0))
     assert row.figures() == {
-        "name": "nothing stock",
+        "name": "nothing plain",
         "ours": 31.0,
         "theirs": 1.0,
         "ratio": 31.0,
@@ -135,6 +135,8 @@ def test_cases_are_taken_in_their_own_order(converge: ModuleType):
     assert converge._cases("deploy, bare") == ["bare", "deploy"]
     with pytest.raises(argparse.ArgumentTypeError, match="everything is no case"):
         converge._cases("bare,everything")
+    with pytest.raises(argparse.ArgumentTypeError, match="fast is no mode; write some of plain,"):
+        converge._modes("mitogen, fast")
 
 
 def test_changes_one_flow_and_its_deployment(converge: ModuleType, tmp_path: Path):
