@@ -22,6 +22,7 @@ import yaml
 from testinfra.host import Host
 
 from lab.fleet import PROJECT, Fleet
+from tests.fleet.programs import S3
 
 FLEET = Fleet.load(os.environ.get("LAB_FLEET", "lab"))
 _READY_SECONDS = 180
@@ -91,6 +92,15 @@ class Site:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def ask_results(self, script: str, /, **values: str) -> str:
+        """Run Python on a worker host, with a `client` of S3 that may use the bucket `results`."""
+        access = {
+            "url": self.storage,
+            "access": self.secrets["fleet_rustfs_results_access_key"],
+            "secret": self.secrets["fleet_rustfs_results_secret_key"],
+        }
+        return self.python(self.first("prefect_worker"), S3 + script, **{**access, **values})
 
 
 def wait_until(what: Callable[[], bool], problem: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from lab.fleet import Host as Machine
 from lab.podman import podman
 from tests.fleet.conftest import FLEET, Laptop, Site, connect, members
-from tests.fleet.programs import CONNECT, S3
+from tests.fleet.programs import CONNECT
 
 # Runs on a machine of the same network that is in no tailnet: which of a host's ports answer
 # (open), say that nothing listens (closed), or say nothing (filtered).
@@ -176,18 +176,12 @@ def test_database_lets_in_the_server_and_nobody_else(site: Site) -> None:
 
 
 def test_storage_user_reaches_its_bucket_only(site: Site) -> None:
-    worker = site.first("prefect_worker")
-    access = {
-        "url": site.storage,
-        "access": site.secrets["fleet_rustfs_results_access_key"],
-        "secret": site.secrets["fleet_rustfs_results_secret_key"],
-    }
-    script = f"""{S3}
+    script = """
 print(attempt(client.list_objects_v2, Bucket="results", MaxKeys=1),
       attempt(client.create_bucket, Bucket="mine"),
       attempt(client.delete_bucket, Bucket="results"))
 """
-    answer = site.python(worker, script, **access)
+    answer = site.ask_results(script)
     assert answer == "done AccessDenied AccessDenied"
-    wrong = site.python(worker, script, **{**access, "secret": "x" * 40}).split()[0]
+    wrong = site.ask_results(script, secret="x" * 40).split()[0]
     assert wrong in ("SignatureDoesNotMatch", "AccessDenied", "InvalidAccessKeyId")

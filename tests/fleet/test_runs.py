@@ -12,7 +12,6 @@ from prefect.results import ResultRecordMetadata
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.fleet.conftest import Laptop, Site
-from tests.fleet.programs import S3
 
 DEPLOYMENTS = ["dhis2_connection/dhis2-connection", "dhis2_ou/dhis2-ou", "live_score/live-score"]
 
@@ -37,14 +36,8 @@ def test_run_from_a_laptop_completes(site: Site, laptop: Laptop, deployment: str
     settings = {PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}
     with temporary_settings(settings):
         key = asyncio.run(storage_key(UUID(flow_run.group(1))))
-    script = f'{S3}\nprint(client.head_object(Bucket="results", Key=V["key"])["ContentLength"])'
-    size = site.python(
-        site.first("prefect_worker"),
-        script,
-        url=site.storage,
-        access=site.secrets["fleet_rustfs_results_access_key"],
-        secret=site.secrets["fleet_rustfs_results_secret_key"],
-        key=key,
+    size = site.ask_results(
+        'print(client.head_object(Bucket="results", Key=V["key"])["ContentLength"])', key=key
     )
     assert int(size) > 0
 

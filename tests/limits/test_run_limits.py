@@ -6,122 +6,44 @@ command.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    LogFilter,
-    LogFilterFlowRunId,
-)
-from prefect.client.schemas.objects import State
-from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.states import Cancelling
 
-from tests.fleet.conftest import Laptop, Site, connect, members
+from tests.fleet.conftest import Laptop, Site, connect
+from tests.fleet.host_runs import (
+    HOST,
+    STOCK_COMMAND,
+    UNIT,
+    HostRuns,
+    host_file,
+    is_alive,
+    kill_worker,
+    said_as_forked,
+    unit_group,
+    wait_until,
+)
 
-HOST = members("prefect_worker")[0]
-POOL = "default"
-UNIT = f"prefect-worker@{POOL}.service"
-FOLDER = "/srv/limits-tests"
-TOLD = "/var/lib/prefect/limits-tests"
 FLOWS = Path(__file__).with_name("limits_flows.py")
 NAMES = ("waits", "eats", "eats_in_a_child", "forks", "spins", "leaves")
 # How a run is started.
 WARM: dict[str, Any] = {}
-STOCK: dict[str, Any] = {"command": "/opt/prefect/venv/bin/python -m prefect.engine"}
+STOCK: dict[str, Any] = {"command": STOCK_COMMAND}
 BOTH = pytest.mark.parametrize("how", [WARM, STOCK], ids=["warm", "stock"])
-_STEPS = "prefect.deployments.steps"
-_WAIT_SECONDS = 300
 _MEBIBYTE = 1 << 20
-T = TypeVar("T")
 
 
-class Runs:
-    """Runs of the flows of limits_flows.py on the host."""
-
-    def __init__(self) -> None:
-        self.deployments: dict[str, UUID] = {}
-
-    def ask(self, question: Callable[[PrefectClient], Awaitable[T]]) -> T:
-        """Ask the API."""
-
-        async def talk() -> T:
-            async with get_client() as client:
-                return await question(client)
-
-        return asyncio.run(talk())
-
-    def start(self, flow: str, variables: dict[str, Any], **parameters: object) -> UUID:
-        """Start a run with job variables, and return its id."""
-        deployment = self.deployments[flow]
-        return self.ask(
-            lambda client: client.create_flow_run_from_deployment(
-                deployment, parameters=parameters, job_variables=variables
-            )
-        ).id
-
-    def state(self, run: UUID) -> State[Any]:
-        """Return its state."""
-        state = self.ask(lambda client: client.read_flow_run(run)).state
-        assert state is not None
-        return state
-
-    def end(self, run: UUID) -> State[Any]:
-        """Wait for its end, and return its state."""
-        wait_until(lambda: self.state(run).is_final(), f"the end of {run}")
-        return self.state(run)
-
-    def told(self, run: UUID) -> dict[str, Any]:
-        """Return what a run has told of itself."""
-        path = f"{TOLD}/{run}.json"
-        wait_until(lambda: host_file(path), f"a word of {run}, {self.state(run)}")
-        said: dict[str, Any] = json.loads(connect(HOST).check_output("cat %s", path))
-        return said
-
-    def messages(self, run: UUID) -> list[str]:
-        """Return what stands in its log."""
-        ours = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
-        return [log.message for log in self.ask(lambda client: client.read_logs(ours))]
-
-    def artifacts(self, run: UUID) -> list[Any]:
-        """Return the tables that show what it has taken."""
-        ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
-        found = self.ask(lambda client: client.read_artifacts(artifact_filter=ours))
-        return [json.loads(str(one.data)) for one in found if one.key == "fleet-run-usage"]
-
-
-def wait_until(true: Callable[[], object], what: str) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while not true():
-        assert time.monotonic() < deadline, f"{what}: not in {_WAIT_SECONDS} s\n{journal()}"
-        time.sleep(0.5)
-
-
-def host_file(path: str) -> bool:
-    """Return whether the host has a file."""
-    return connect(HOST).run("test -e %s", path).rc == 0
-
-
-def journal() -> str:
-    """Return the last that the worker and its runs have said."""
-    return connect(HOST).check_output(f"journalctl -u {UNIT} -n 1000 -o cat")
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether the host has a process, other than one that is only to be waited for."""
-    return connect(HOST).run(f"grep -q '^State:[[:space:]]*[^Z]' /proc/{pid}/status").rc == 0
+def artifacts(runs: HostRuns, run: UUID) -> list[Any]:
+    """Return the tables that show what a run has taken."""
+    ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+    found = runs.ask(lambda client: client.read_artifacts(artifact_filter=ours))
+    return [json.loads(str(one.data)) for one in found if one.key == "fleet-run-usage"]
 
 
 def members_of(group: str) -> set[int]:
@@ -143,76 +65,37 @@ def manifest(run: UUID) -> dict[str, Any]:
     return found[0]
 
 
-async def create() -> dict[str, UUID]:
-    """Make the deployments."""
-    async with get_client() as client:
-        return {
-            flow: await client.create_deployment(
-                flow_id=await client.create_flow_from_name(flow.replace("_", "-")),
-                name="limits-tests",
-                work_pool_name=POOL,
-                entrypoint=f"limits_flows.py:{flow}",
-                pull_steps=[{f"{_STEPS}.set_working_directory": {"directory": FOLDER}}],
-                enforce_parameter_schema=False,
-            )
-            for flow in NAMES
-        }
-
-
-async def remove() -> None:
-    """Remove the deployments."""
-    async with get_client() as client:
-        for flow in NAMES:
-            with contextlib.suppress(ObjectNotFound):
-                name = f"{flow.replace('_', '-')}/limits-tests"
-                found = await client.read_deployment_by_name(name)
-                await client.delete_deployment(found.id)
-
-
 @pytest.fixture(scope="module")
-def runs(laptop: Laptop, site: Site) -> Iterator[Runs]:
+def runs(laptop: Laptop, site: Site) -> Iterator[HostRuns]:
     """The deployments; removed afterwards."""
-    host = connect(HOST)
-    made = Runs()
-    with temporary_settings({PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}):
-        try:
-            asyncio.run(remove())
-            host.check_output(f"install -d {FOLDER} && install -d -o prefect {TOLD}")
-            host.check_output("printf %%s %s > %s", FLOWS.read_text(), f"{FOLDER}/limits_flows.py")
-            made.deployments = asyncio.run(create())
-            # Until there is a zygote, which takes more than one run where the processor is slow.
-            wait_until(lambda: is_forked(made), "a run that is forked")
-            yield made
-        finally:
-            host.run(f"touch {TOLD}/finish")
-            host.run(f"rm -r {FOLDER}")
-            asyncio.run(remove())
+    made = HostRuns(FLOWS, NAMES)
+    with made.deployed(laptop, site):
+        # Until there is a zygote, which takes more than one run where the processor is slow.
+        wait_until(lambda: is_forked(made), "a run that is forked")
+        yield made
 
 
-def is_forked(runs: Runs) -> bool:
+def is_forked(runs: HostRuns) -> bool:
     """Return whether a run is forked now."""
     run = runs.start("leaves", WARM)
     assert runs.end(run).is_completed()
-    return f"flow run {run}: ended" in journal()
+    return said_as_forked(run)
 
 
 @pytest.fixture(autouse=True)
-def nothing_waits(runs: Runs) -> Iterator[None]:
+def nothing_waits(runs: HostRuns) -> Iterator[None]:
     """Each test has runs of its own that wait for it, and leaves no control group behind."""
-    connect(HOST).check_output(f"rm -f {TOLD}/finish")
+    runs.let_wait()
     yield
-    connect(HOST).check_output(f"touch {TOLD}/finish")
-    unit = connect(HOST).check_output(f"systemctl show -P ControlGroup {UNIT}")
+    runs.finish()
     find = "find %s -mindepth 1 -maxdepth 1 -name 'run-*'"
-    wait_until(
-        lambda: not connect(HOST).check_output(find, f"/sys/fs/cgroup{unit}"), "the groups' end"
-    )
+    group = f"/sys/fs/cgroup{unit_group()}"
+    wait_until(lambda: not connect(HOST).check_output(find, group), "the groups' end")
 
 
 def test_the_unit_has_what_limits_need() -> None:
     host = connect(HOST)
-    unit = host.check_output(f"systemctl show -P ControlGroup {UNIT}")
-    folder = f"/sys/fs/cgroup{unit}"
+    folder = f"/sys/fs/cgroup{unit_group()}"
     given = host.check_output("cat %s", f"{folder}/cgroup.subtree_control").split()
     assert set(given) >= {"memory", "pids", "cpu"}
     main = int(host.check_output(f"systemctl show -P MainPID {UNIT}"))
@@ -225,10 +108,10 @@ def test_the_unit_has_what_limits_need() -> None:
 @BOTH
 @pytest.mark.parametrize("flow", ["eats", "eats_in_a_child"])
 def test_a_run_out_of_memory_is_reported_as_that_and_its_neighbours_live(
-    runs: Runs, how: dict[str, Any], flow: str
+    runs: HostRuns, how: dict[str, Any], flow: str
 ) -> None:
     worker = connect(HOST).check_output(f"systemctl show -P MainPID {UNIT}")
-    neighbour = runs.start("waits", how, until=f"{TOLD}/finish")
+    neighbour = runs.start("waits", how, until=runs.until)
     beside = runs.told(neighbour)
     run = runs.start(flow, how | {"memory_max": "192M"}, mebibytes=600)
     state = runs.end(run)
@@ -242,7 +125,7 @@ def test_a_run_out_of_memory_is_reported_as_that_and_its_neighbours_live(
     assert not host_file(told["group"])
     assert is_alive(beside["pid"])
     assert runs.state(neighbour).is_running()
-    connect(HOST).check_output(f"touch {TOLD}/finish")
+    runs.finish()
     assert runs.end(neighbour).is_completed()
     assert connect(HOST).check_output(f"systemctl show -P MainPID {UNIT}") == worker
     said = manifest(run)
@@ -253,15 +136,15 @@ def test_a_run_out_of_memory_is_reported_as_that_and_its_neighbours_live(
 
 
 @BOTH
-def test_a_run_that_stays_below_its_limit_is_completed(runs: Runs, how: dict[str, Any]) -> None:
+def test_a_run_that_stays_below_its_limit_is_completed(runs: HostRuns, how: dict[str, Any]) -> None:
     run = runs.start("eats", how | {"memory_max": "512M"}, mebibytes=200)
     assert runs.end(run).is_completed()
     said = manifest(run)["usage"]
     assert not said["out_of_memory"]
     assert 200 * _MEBIBYTE < said["memory_peak"] < 512 * _MEBIBYTE
     assert said["processor_seconds"] > 0
-    wait_until(lambda: runs.artifacts(run), "the artifact")
-    (table,) = runs.artifacts(run)
+    wait_until(lambda: artifacts(runs, run), "the artifact")
+    (table,) = artifacts(runs, run)
     assert [row["value"] for row in table] == [
         said["memory_peak"],
         said["processor_seconds"],
@@ -271,7 +154,7 @@ def test_a_run_that_stays_below_its_limit_is_completed(runs: Runs, how: dict[str
 
 
 @BOTH
-def test_a_run_gets_no_more_threads_than_it_may_have(runs: Runs, how: dict[str, Any]) -> None:
+def test_a_run_gets_no_more_threads_than_it_may_have(runs: HostRuns, how: dict[str, Any]) -> None:
     run = runs.start("forks", how | {"tasks_max": 60}, threads=200)
     state = runs.end(run)
     assert state.is_failed()
@@ -284,7 +167,7 @@ def test_a_run_gets_no_more_threads_than_it_may_have(runs: Runs, how: dict[str, 
 
 @BOTH
 def test_a_run_gets_no_more_processor_time_than_it_may_have(
-    runs: Runs, how: dict[str, Any]
+    runs: HostRuns, how: dict[str, Any]
 ) -> None:
     run = runs.start("spins", how | {"cpu_quota": "20%"}, seconds=2)
     assert runs.end(run).is_completed()
@@ -298,7 +181,7 @@ def test_a_run_gets_no_more_processor_time_than_it_may_have(
 
 
 @BOTH
-def test_what_a_run_leaves_behind_is_ended(runs: Runs, how: dict[str, Any]) -> None:
+def test_what_a_run_leaves_behind_is_ended(runs: HostRuns, how: dict[str, Any]) -> None:
     run = runs.start("leaves", how)
     assert runs.end(run).is_completed()
     left = runs.told(run)["left"]
@@ -307,9 +190,9 @@ def test_what_a_run_leaves_behind_is_ended(runs: Runs, how: dict[str, Any]) -> N
 
 @BOTH
 def test_all_of_a_run_is_in_its_group_and_ends_with_a_cancellation(
-    runs: Runs, how: dict[str, Any]
+    runs: HostRuns, how: dict[str, Any]
 ) -> None:
-    run = runs.start("waits", how, until=f"{TOLD}/finish")
+    run = runs.start("waits", how, until=runs.until)
     told = runs.told(run)
     inside = members_of(told["group"])
     assert told["pid"] in inside
@@ -326,7 +209,7 @@ def test_all_of_a_run_is_in_its_group_and_ends_with_a_cancellation(
     ],
 )
 def test_a_wrong_limit_ends_the_run_with_what_to_write(
-    runs: Runs, variable: str, value: str, says: str
+    runs: HostRuns, variable: str, value: str, says: str
 ) -> None:
     # What the pool's schema does not refuse before.
     state = runs.end(runs.start("leaves", {variable: value}))
@@ -334,11 +217,10 @@ def test_a_wrong_limit_ends_the_run_with_what_to_write(
     assert says in str(state.message)
 
 
-def test_a_stopped_worker_ends_its_runs_as_ever(runs: Runs) -> None:
-    host = connect(HOST)
-    run = runs.start("waits", {"memory_max": "512M"}, until=f"{TOLD}/finish")
+def test_a_stopped_worker_ends_its_runs_as_ever(runs: HostRuns) -> None:
+    run = runs.start("waits", {"memory_max": "512M"}, until=runs.until)
     told = runs.told(run)
-    host.check_output(f"systemctl kill --kill-whom=main -s KILL {UNIT}")
+    kill_worker()
     state = runs.end(run)
     assert state.is_crashed()
     assert "had ended without a word" in str(state.message)

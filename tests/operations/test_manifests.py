@@ -18,7 +18,6 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.fleet.conftest import FLEET, PROJECT, Laptop, Site, connect, members
-from tests.fleet.programs import S3
 
 WORKERS = members("prefect_worker")
 Manifest = dict[str, Any]
@@ -115,19 +114,12 @@ def test_a_completed_run_is_described_in_full(laptop: Laptop, site: Site) -> Non
     assert manifest["code"]["release"] in host.check_output("readlink /opt/prefect/current")
     assert manifest["code"]["lock"] in host.check_output("readlink /opt/prefect/venv")
     # The result's hash is that of the object in RustFS.
-    script = f"""{S3}
+    script = """
 import hashlib
 body = client.get_object(Bucket="results", Key=V["key"])["Body"].read()
 print(len(body), hashlib.sha256(body).hexdigest())
 """
-    found = site.python(
-        site.first("prefect_worker"),
-        script,
-        url=site.storage,
-        access=site.secrets["fleet_rustfs_results_access_key"],
-        secret=site.secrets["fleet_rustfs_results_secret_key"],
-        key=manifest["result"]["storage_key"],
-    )
+    found = site.ask_results(script, key=manifest["result"]["storage_key"])
     assert found == f"{manifest['result']['size']} {manifest['result']['sha256']}"
     (artifact,) = manifest["artifacts"]
     assert artifact["size"] > 0
@@ -139,7 +131,7 @@ def test_the_organisation_units_in_rustfs_are_those_of_the_server(
     start(laptop, "dhis2_ou/dhis2-ou", "--watch", "--watch-timeout", "240")
     inventory = yaml.safe_load((FLEET.inventory / "hosts.yml").read_text())
     (server,) = inventory["all"]["vars"]["prefect_deploy_dhis2_servers"]
-    script = f"""{S3}
+    script = """
 import io, sys
 import httpx, pyarrow.parquet
 body = client.get_object(Bucket="results", Key="dhis2/dhis2/organisation-units.parquet")["Body"]
@@ -153,12 +145,8 @@ short = [dict((name, unit[name]) for name in ("id", "name", "level", "path")) fo
 assert sorted(short, key=key) == sorted(served, key=key), (short[:2], served[:2])
 print(len(served))
 """
-    found = site.python(
-        site.first("prefect_worker"),
+    found = site.ask_results(
         script,
-        url=site.storage,
-        access=site.secrets["fleet_rustfs_results_access_key"],
-        secret=site.secrets["fleet_rustfs_results_secret_key"],
         dhis2=server["base_url"],
         user=server["username"],
         password=server["password"],

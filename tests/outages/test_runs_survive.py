@@ -20,7 +20,6 @@ from pydantic import TypeAdapter
 
 from lab.podman import podman
 from tests.fleet.conftest import FLEET, Laptop, Site, connect, members, wait_until
-from tests.fleet.programs import S3
 from tests.operations.test_manifests import ended, wait_for
 
 WORKERS = members("prefect_worker")
@@ -262,19 +261,12 @@ def without_result(found: list[dict[str, Any]], site: Site) -> list[str]:
     Prefect ends a run Completed, and names the object, where it could not write it as well.
     """
     keys = {run["state"]["data"]["storage_key"]: run["name"] for run in found}
-    script = f"""{S3}
+    script = """
 import json
 calls = [dict(Bucket="results", Key=key) for key in json.loads(V["keys"])]
 print(json.dumps([call["Key"] for call in calls if attempt(client.head_object, **call) != "done"]))
 """
-    missing = site.python(
-        site.first("prefect_worker"),
-        script,
-        url=site.storage,
-        access=site.secrets["fleet_rustfs_results_access_key"],
-        secret=site.secrets["fleet_rustfs_results_secret_key"],
-        keys=json.dumps(list(keys)),
-    )
+    missing = site.ask_results(script, keys=json.dumps(list(keys)))
     return [keys[key] for key in json.loads(missing)]
 
 
