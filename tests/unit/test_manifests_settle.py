@@ -254,6 +254,82 @@ def test_one_command_sees_a_run_through_that_has_just_ended(host: Host) -> None:
     assert host.read(key).is_complete
 
 
+class Clock:
+    """Takes the place of `time`, and passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+        self.meanwhile: list[Callable[[], object]] = []
+        """What happens during the next times that somebody sleeps."""
+
+    def time(self) -> float:
+        return time.time() + self.slept
+
+    def monotonic(self) -> float:
+        return self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    for module in (program, passes):
+        monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_one_that_stays_sees_what_comes(host: Host, clock: Clock) -> None:
+    keys = [host.begin(), host.begin()]
+    host.enter(UUID(keys[0]), Completed())
+    clock.meanwhile = [int, int, lambda: host.enter(UUID(keys[1]), Completed())]
+    assert program.main(["settle", "--stay", "60"]) == 0
+    assert all(host.read(key).is_complete for key in keys)
+    assert 60 <= clock.slept < 60 + program.LOOK_SECONDS
+
+
+def test_one_that_stays_sees_through_what_comes_last(host: Host, clock: Clock) -> None:
+    keys = [host.begin(), host.begin()]
+    host.enter(UUID(keys[0]), Completed())
+    clock.meanwhile = [lambda: host.enter(UUID(keys[1]), Completed())]
+    assert program.main(["settle", "--stay", "1"]) == 0
+    assert all(host.read(key).is_complete for key in keys)
+
+
+def test_with_nothing_to_do_none_stays(manifests: Manifests, clock: Clock) -> None:
+    manifests.write("2026-01-01/a/000000_x.json", b"{}")
+    assert program.main(["settle", "--stay", "60"]) == 0
+    assert clock.slept == 0
+
+
+def test_one_that_stays_ends_where_it_cannot_do_its_work(
+    host: Host, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.begin(is_gone=True)
+    with temporary_settings({PREFECT_API_URL: NOWHERE}):
+        assert program.main(["settle", "--stay", "60"]) == 0
+    assert "does not answer" in capsys.readouterr().err
+    assert clock.slept == 0
+
+
+def test_one_that_stays_leaves_the_rest_to_another_release(
+    host: Host, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    monkeypatch.setattr(program, "__file__", str(current))
+    key = host.begin()
+    host.enter(UUID(key), Completed())
+    clock.meanwhile = [current.unlink, lambda: pytest.fail("it stays")]
+    # The facts of the run are to be had 5 s after its end.
+    host.begin(is_gone=True)
+    assert program.main(["settle", "--stay", "60"]) == 0
+    assert not host.read(key).is_complete
+
+
 def test_a_cancelled_run(host: Host) -> None:
     key = host.begin(is_gone=True)
     host.enter(UUID(key), Cancelling())

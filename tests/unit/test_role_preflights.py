@@ -116,6 +116,7 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "prefect_manifests": {
         "prefect_manifests_seconds": 20,
+        "prefect_manifests_stay_seconds": 300,
         "prefect_manifests_keep_days": 90,
         "prefect_manifests_store": {"endpoint_url": "https://10.0.0.13:9000", "secret_key": "SK"},
     },
@@ -332,6 +333,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "prefect_manifests",
         {"prefect_manifests_seconds": 0},
         "prefect_manifests_seconds is 0: write",
+    ),
+    (
+        "prefect_manifests",
+        {"prefect_manifests_stay_seconds": -1},
+        "prefect_manifests_stay_seconds is -1: write seconds, 0",
     ),
     ("prefect_manifests", {"prefect_manifests_keep_days": -1}, "prefect_manifests_keep_days is -1"),
     (

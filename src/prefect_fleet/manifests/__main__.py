@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from prefect_fleet.manifests.store import Store
 
 PROGRAM = "python -m prefect_fleet.manifests"
+# From one pass to the next of a process that stays: it reads a few small files.
+LOOK_SECONDS = 5.0
 
 
 class UsageError(RuntimeError):
@@ -98,11 +100,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--rescan", action="store_true", help="look at every manifest again, settled ones too"
     )
+    one.add_argument(
+        "--stay",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="where there is something to do, go on looking for so long (0)",
+    )
     return parser
 
 
 def settle(options: argparse.Namespace) -> int:
-    """One pass over this host's manifests, and a second one where that will soon know more."""
+    """One pass over this host's manifests, and more where there is something to do."""
     from prefect_fleet.manifests import settle as passes
 
     manifests = Manifests()
@@ -113,20 +122,33 @@ def settle(options: argparse.Namespace) -> int:
         # Its files would be another user's, and the runs' next writes would fail.
         raise UsageError(f"{manifests.root} belongs to user {owner}; run settle as that user")
     settings = _settings(options)
+
+    def one_pass() -> passes.Report:
+        report = passes.Settle(manifests, settings, keep_days=options.keep_days).run()
+        for problem in report.problems:
+            print(problem, file=sys.stderr)
+        if report.has_news:
+            print(report, flush=True)
+        return report
+
+    # Another release's passes are another process's.
+    release, end = Path(__file__).resolve(), time.monotonic() + options.stay
     with passes.only_pass(manifests):
         if options.rescan:
             passes.rescan(manifests)
-        # What a pass imports costs more than what it does, so it stays for a run that has just
-        # ended; those that end meanwhile are the next one's.
-        for _ in range(2):
-            report = passes.Settle(manifests, settings, keep_days=options.keep_days).run()
-            for problem in report.problems:
-                print(problem, file=sys.stderr)
-            if report.has_news:
-                print(report)
-            if report.soon is None:
-                break
+        report = one_pass()
+        # What it imports once somebody is to be asked costs more than all that it does, so it stays
+        # for what comes next. Where it could not do it, settings may have changed: it reads them
+        # when it starts.
+        stays = report.has_asked or report.soon is not None
+        while stays and not report.problems and time.monotonic() < end:
+            time.sleep(min(LOOK_SECONDS, report.soon or LOOK_SECONDS))
+            if Path(__file__).resolve() != release:
+                return 0
+            report = one_pass()
+        if report.soon is not None:
             time.sleep(report.soon)
+            one_pass()
     return 0
 
 

@@ -90,6 +90,8 @@ class Report:
     problems: list[str] = field(default_factory=list)
     soon: float | None = None
     """Seconds after which the facts of a run that has just ended can be looked up."""
+    has_asked: bool = False
+    """The API or the store was asked for something."""
 
     @property
     def has_news(self) -> bool:
@@ -489,6 +491,7 @@ class Settle:
     def _api(self) -> "Api | None":
         if self._is_left_alone("api"):
             return None
+        self.report.has_asked = True
         if self._api_or_none is None:
             from prefect_fleet.manifests.facts import Api
 
@@ -501,6 +504,7 @@ class Settle:
     def _store(self) -> "Store | None":
         if self._settings is None or self._is_left_alone("store"):
             return None
+        self.report.has_asked = True
         if self._store_or_none is None:
             from prefect_fleet.manifests.store import Store
 
