@@ -1,8 +1,9 @@
 """Constants and helpers of the unit tests."""
 
-import importlib.util
 import sys
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,12 +39,13 @@ class ObjectStore:
 
 
 def load_by_path(path: str) -> ModuleType:
-    """Load a file of this repository that is in no package, such as a plugin of a role."""
+    """Load a file of this repository that is in no package: a role's plugin, or a command."""
     name = f"loaded_{path.removesuffix('.py').replace('/', '_')}"
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / path)
+    # Named, for a command's file has no suffix to tell it by.
+    spec = spec_from_loader(name, SourceFileLoader(name, str(REPOSITORY / path)))
     assert spec
     assert spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module

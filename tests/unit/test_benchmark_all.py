@@ -1,29 +1,21 @@
 """What benchmarks/all makes of the benchmarks that it runs."""
 
-import importlib.util
 import json
 import os
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.unit.shared import REPOSITORY
+from tests.unit.shared import REPOSITORY, load_by_path
 
 ROW = {"name": "  requests, ms", "ours": 1.0, "theirs": 2.0, "ratio": 2.0, "n": 1, "spread": {}}
 
 
 @pytest.fixture(scope="module")
 def benchmarks() -> ModuleType:
-    """The command, which is a file without a suffix."""
-    loader = SourceFileLoader("benchmarks_all", str(REPOSITORY / "benchmarks/all"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load_by_path("benchmarks/all")
 
 
 def test_each_benchmark_is_there(benchmarks: ModuleType):
@@ -41,7 +33,7 @@ def test_ends_what_is_late_and_lets_it_tidy_up(benchmarks: ModuleType, tmp_path:
     late = f"trap 'touch {tidied}; exit' TERM; while :; do sleep 0.1; done"
     assert benchmarks.run(["sh", "-c", late], 1) == "was not done after 1 s, and is ended"
     assert tidied.exists()
-    # Nothing begins when the time is over already.
+    # What begins when the time is over is ended at once.
     assert "is ended" in benchmarks.run(["sleep", "600"], -1)
 
 

@@ -1,11 +1,8 @@
 """What benchmarks/converge makes of the output of Ansible and of its floor on the hosts."""
 
 import argparse
-import importlib.util
 import os
 import subprocess
-import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +18,7 @@ from benchmarks.runs import (
     recap_faults,
 )
 from scripts.build_release import release_files
-from tests.unit.shared import REPOSITORY
+from tests.unit.shared import REPOSITORY, load_by_path
 
 OUTPUT = """
 PLAY [Join the tailnet] ********************************************************
@@ -50,14 +47,7 @@ tailscale : Install Tailscale and its unit ----------------------------- 0.75s
 
 @pytest.fixture(scope="module")
 def converge() -> ModuleType:
-    """The command, which is a file without a suffix."""
-    loader = SourceFileLoader("benchmark_converge", str(REPOSITORY / "benchmarks/converge"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # dataclasses look themselves up there
-    loader.exec_module(module)
-    return module
+    return load_by_path("benchmarks/converge")
 
 
 def test_reads_the_recap():
