@@ -31,7 +31,7 @@ def read(host: str, run: str, *options: str) -> Manifest | None:
 
 
 def wait_for(host: str, run: str, *options: str, until: Callable[[Manifest], bool]) -> Manifest:
-    """The manifest once it is as `until` says; fails with the last one that was seen."""
+    """The manifest once it is as `until` says; fails with the last one, and what workers said."""
     deadline = time.monotonic() + _WAIT_SECONDS
     manifest = None
     while time.monotonic() < deadline:
@@ -39,7 +39,13 @@ def wait_for(host: str, run: str, *options: str, until: Callable[[Manifest], boo
         if manifest and until(manifest):
             return manifest
         time.sleep(2)
-    pytest.fail(f"after {_WAIT_SECONDS} s: {json.dumps(manifest, indent=1)}", pytrace=False)
+    shown = connect(host).run(f"prefect-manifests show {run} {' '.join(options)}")
+    journal = connect(host).check_output(
+        "journalctl --unit 'prefect-worker@*' --unit prefect-manifests --no-hostname --lines 80"
+    )
+    problem = f"{run} on {host} is not as expected after {_WAIT_SECONDS} s"
+    seen = json.dumps(manifest, indent=1)
+    pytest.fail("\n".join([problem, seen, shown.stderr, journal]), pytrace=False)
 
 
 def ended(manifest: Manifest) -> bool:
