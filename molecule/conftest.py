@@ -49,6 +49,12 @@ class Hosts:
             time.sleep(1)
         return done.stdout.strip()
 
+    def await_api(self, host: str) -> None:
+        """Wait until a host's API is ready: after a reboot that takes a while."""
+        ask = 'curl --silent --fail --max-time 5 --output /dev/null "$PREFECT_API_URL/ready"'
+        shell = f". /etc/prefect/client.env; {ask}"
+        self.eventually(host, "sh", "-c", shell, user="prefect", seconds=180)
+
     def prefect(self, host: str, program: str, /, **values: object) -> str:
         """Run Python in a host's Prefect environment, as a client; values arrive as `V`."""
         shell = "set -a; . /etc/prefect/client.env; exec /opt/prefect/venv/bin/python -"

@@ -6,19 +6,23 @@ alone as well:  LAB_FLEET=lab pytest tests/fleet
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
 import testinfra
 import yaml
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from testinfra.host import Host
 
 from lab.fleet import PROJECT, Fleet
@@ -28,6 +32,7 @@ FLEET = Fleet.load(os.environ.get("LAB_FLEET", "lab"))
 _READY_SECONDS = 180
 _WAIT_SECONDS = 240
 _connections: dict[str, Host] = {}
+T = TypeVar("T")
 
 
 def connect(name: str) -> Host:
@@ -159,6 +164,18 @@ class Laptop:
 
     folder: Path
     url: str
+    # Not shown, as above.
+    auth: str = field(repr=False)
+
+    def ask(self, question: Callable[[PrefectClient], Awaitable[T]]) -> T:
+        """Ask the API from this process: the command line takes seconds to start."""
+
+        async def talk() -> T:
+            async with get_client() as client:
+                return await question(client)
+
+        with temporary_settings({PREFECT_API_URL: self.url, PREFECT_API_AUTH_STRING: self.auth}):
+            return asyncio.run(talk())
 
     def prefect(self, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run Prefect's command line in the laptop's folder."""
@@ -192,7 +209,7 @@ def laptop(
     env = folder / ".env"
     env.touch(mode=0o600)
     env.write_text(f"PREFECT_API_URL={url}\nPREFECT_API_AUTH_STRING={site.auth}\n")
-    return Laptop(folder, url)
+    return Laptop(folder, url, site.auth)
 
 
 __all__ = ["FLEET", "PROJECT", "Laptop", "Site", "connect", "free_port", "members", "wait_until"]

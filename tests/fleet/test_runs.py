@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import get_client
 from prefect.results import ResultRecordMetadata
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.fleet.conftest import Laptop, Site
 
 DEPLOYMENTS = ["dhis2_connection/dhis2-connection", "dhis2_ou/dhis2-ou", "live_score/live-score"]
 
 
-async def storage_key(flow_run: UUID) -> str:
+def storage_key(laptop: Laptop, flow_run: UUID) -> str:
     """Name of the object that holds a flow run's result."""
-    async with get_client() as client:
-        run = await client.read_flow_run(flow_run)
+    run = laptop.ask(lambda client: client.read_flow_run(flow_run))
     assert run.state is not None
     assert run.state.is_completed()
     assert isinstance(run.state.data, ResultRecordMetadata)
@@ -33,9 +29,7 @@ def test_run_from_a_laptop_completes(site: Site, laptop: Laptop, deployment: str
     assert "Completed" in done.stdout
     flow_run = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
     assert flow_run, done.stdout
-    settings = {PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}
-    with temporary_settings(settings):
-        key = asyncio.run(storage_key(UUID(flow_run.group(1))))
+    key = storage_key(laptop, UUID(flow_run.group(1)))
     size = site.ask_results(
         'print(client.head_object(Bucket="results", Key=V["key"])["ContentLength"])', key=key
     )

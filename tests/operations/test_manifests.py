@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import re
 import subprocess
 import sys
 import time
@@ -14,14 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.client.orchestration import PrefectClient
 
+from prefect_fleet.canary.__main__ import queue_of
 from tests.fleet.conftest import FLEET, PROJECT, Laptop, Site, connect, members
 
 WORKERS = members("prefect_worker")
 Manifest = dict[str, Any]
-_WAIT_SECONDS = 150
+_WAIT_SECONDS = 240
 
 
 def read(host: str, run: str, *options: str) -> Manifest | None:
@@ -60,13 +58,17 @@ def wait_for_copy(host: str, run: str) -> Manifest:
     )
 
 
-def start(laptop: Laptop, deployment: str, *options: str) -> str:
+def start(laptop: Laptop, deployment: str, queue: str | None = None, **parameters: object) -> str:
     """Start a run and return its id."""
-    done = laptop.prefect("deployment", "run", deployment, *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
-    assert found, done.stdout
-    return found.group(1)
+
+    async def create(client: PrefectClient) -> str:
+        found = await client.read_deployment_by_name(deployment)
+        run = await client.create_flow_run_from_deployment(
+            found.id, parameters=parameters, work_queue_name=queue
+        )
+        return str(run.id)
+
+    return laptop.ask(create)
 
 
 @contextlib.contextmanager
@@ -79,19 +81,9 @@ def canary_worker(host: str) -> Iterator[None]:
         connect(host).run("systemctl stop prefect-worker@canary")
 
 
-def start_canary(laptop: Laptop, site: Site, host: str, seconds: int) -> tuple[str, Manifest]:
+def start_canary(laptop: Laptop, host: str, seconds: int) -> tuple[str, Manifest]:
     """Start a canary run on a host; gives back its id and its manifest while it is running."""
-
-    async def create() -> str:
-        async with get_client() as client:
-            deployment = await client.read_deployment_by_name("canary/canary")
-            run = await client.create_flow_run_from_deployment(
-                deployment.id, parameters={"seconds": seconds}, work_queue_name=f"host-{host}"
-            )
-            return str(run.id)
-
-    with temporary_settings({PREFECT_API_URL: laptop.url, PREFECT_API_AUTH_STRING: site.auth}):
-        run = asyncio.run(create())
+    run = start(laptop, "canary/canary", queue_of(host), seconds=seconds)
     return run, wait_for(host, run, until=lambda manifest: manifest["process"]["pid"] > 0)
 
 
@@ -107,7 +99,7 @@ def host_of(run: str) -> str:
 
 
 def test_a_completed_run_is_described_in_full(laptop: Laptop, site: Site) -> None:
-    run = start(laptop, "dhis2_ou/dhis2-ou", "--watch", "--watch-timeout", "240")
+    run = start(laptop, "dhis2_ou/dhis2-ou")
     # What the API and the result storage know of it is added some seconds after its end.
     manifest = wait_for(
         host_of(run), run, "--from-store", until=lambda copy: ended(copy) and not copy["missing"]
@@ -134,7 +126,9 @@ print(len(body), hashlib.sha256(body).hexdigest())
 def test_the_organisation_units_in_rustfs_are_those_of_the_server(
     laptop: Laptop, site: Site
 ) -> None:
-    start(laptop, "dhis2_ou/dhis2-ou", "--watch", "--watch-timeout", "240")
+    run = start(laptop, "dhis2_ou/dhis2-ou")
+    ended_run = wait_for(host_of(run), run, until=ended)
+    assert ended_run["state"]["type"] == "COMPLETED"
     inventory = yaml.safe_load((FLEET.inventory / "hosts.yml").read_text())
     (server,) = inventory["all"]["vars"]["prefect_deploy_dhis2_servers"]
     script = """
@@ -161,7 +155,7 @@ print(len(served))
 
 
 def test_a_failed_run_shows_why(laptop: Laptop) -> None:
-    run = start(laptop, "dhis2_ou/dhis2-ou", "--param", "server=nowhere")
+    run = start(laptop, "dhis2_ou/dhis2-ou", server="nowhere")
     manifest = wait_for_copy(host_of(run), run)
     assert manifest["state"]["type"] == "FAILED"
     assert "nowhere" in manifest["error"]["traceback"]
@@ -169,7 +163,7 @@ def test_a_failed_run_shows_why(laptop: Laptop) -> None:
 
 def test_a_cancelled_run_is_shown_as_cancelled(laptop: Laptop, site: Site) -> None:
     with canary_worker(WORKERS[0]):
-        run, _ = start_canary(laptop, site, WORKERS[0], 600)
+        run, _ = start_canary(laptop, WORKERS[0], 600)
         assert laptop.prefect("flow-run", "cancel", run).returncode == 0
         manifest = wait_for_copy(WORKERS[0], run)
     assert manifest["state"]["type"] == "CANCELLED"
@@ -177,7 +171,7 @@ def test_a_cancelled_run_is_shown_as_cancelled(laptop: Laptop, site: Site) -> No
 
 def test_a_killed_run_is_shown_as_crashed(laptop: Laptop, site: Site) -> None:
     with canary_worker(WORKERS[0]):
-        run, manifest = start_canary(laptop, site, WORKERS[0], 600)
+        run, manifest = start_canary(laptop, WORKERS[0], 600)
         connect(WORKERS[0]).check_output(f"kill -9 {manifest['process']['pid']}")
         manifest = wait_for_copy(WORKERS[0], run)
     assert manifest["state"]["type"] == "CRASHED"
@@ -186,7 +180,7 @@ def test_a_killed_run_is_shown_as_crashed(laptop: Laptop, site: Site) -> None:
 def test_a_power_cut_is_shown_as_a_crash_when_the_host_is_back(laptop: Laptop, site: Site) -> None:
     host = WORKERS[-1]
     with canary_worker(host):
-        run, _ = start_canary(laptop, site, host, 600)
+        run, _ = start_canary(laptop, host, 600)
         # What is known of the run is safe before the host is lost.
         running = wait_for(host, run, "--from-store", until=lambda _: True)
         assert not ended(running)
@@ -205,7 +199,7 @@ def test_manifests_wait_for_object_storage_that_is_away(laptop: Laptop, site: Si
     store.check_output("systemctl stop rustfs")
     try:
         # Fails before it writes anything there, and leaves no result.
-        run = start(laptop, "dhis2_ou/dhis2-ou", "--param", "server=nowhere")
+        run = start(laptop, "dhis2_ou/dhis2-ou", server="nowhere")
         host = host_of(run)
         wait_for(host, run, until=ended)
         waiting = connect(host).check_output("find /var/lib/prefect/manifests -name '*%s*'", run)

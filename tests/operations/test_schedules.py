@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 
 from tests.fleet.conftest import Laptop
 from tests.operations.conftest import Playbook
@@ -33,23 +42,26 @@ def scheduled(laptop: Laptop, playbook: Playbook) -> Iterator[None]:
     assert done.stdout.count("by hand") >= len(KINDS)
 
 
-def completed(laptop: Laptop, flow: str, since: str) -> bool:
+def completed(laptop: Laptop, flow: str, since: datetime) -> bool:
     """Whether a run of the flow that a schedule made since then has ended Completed."""
-    listed = laptop.prefect(
-        "flow-run", "ls", "--flow-name", flow, "--state-type", "COMPLETED", "--output", "json"
+    runs = laptop.ask(
+        lambda client: client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])),
+                start_time=FlowRunFilterStartTime(after_=since),
+            ),
+        )
     )
-    assert listed.returncode == 0, listed.stdout + listed.stderr
-    return any(
-        run["auto_scheduled"] and run["start_time"] > since for run in json.loads(listed.stdout)
-    )
+    return any(run.auto_scheduled for run in runs)
 
 
 @pytest.mark.usefixtures("scheduled")
 def test_every_kind_of_schedule_makes_runs(laptop: Laptop) -> None:
-    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    since = datetime.now(UTC)
     waiting = {name.split("/")[0] for name in KINDS}
     deadline = time.monotonic() + _WAIT_SECONDS
     while waiting and time.monotonic() < deadline:
         waiting = {flow for flow in waiting if not completed(laptop, flow, since)}
-        time.sleep(3)
+        time.sleep(1)
     assert not waiting, f"no scheduled run Completed within {_WAIT_SECONDS} s"

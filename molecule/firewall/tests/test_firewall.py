@@ -58,6 +58,19 @@ def eventually(hosts: Hosts, wanted: str, *, there: bool, seconds: float = 120) 
         time.sleep(0.3)
 
 
+def tried(hosts: Hosts, *settings: str) -> subprocess.Popen[str]:
+    """Begin a converge whose rules forbid ssh, and wait until the host tries them."""
+    process = converge("firewall_ssh_port=2222", *settings)
+    try:
+        eventually(hosts, "tcp dport 2222", there=True)
+    except AssertionError as error:
+        # It goes on for ever where it waits for the host.
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        raise AssertionError(f"{error}\nThe converge said:\n{said}") from None
+    return process
+
+
 def test_a_neighbour_of_the_fleet_reaches_what_is_for_it(hosts: Hosts) -> None:
     address = hosts.address("guarded1")
     reached = ports_reached(lambda port: hosts.reaches("neighbour1", address, port))
@@ -128,8 +141,7 @@ def test_rules_of_others_stay_and_their_reload_does_not_open_the_host(hosts: Hos
 
 def test_rules_that_forbid_ssh_are_taken_back(hosts: Hosts) -> None:
     before = rules(hosts)
-    process = converge("firewall_ssh_port=2222", "firewall_confirm_seconds=25")
-    eventually(hosts, "tcp dport 2222", there=True)
+    process = tried(hosts, "firewall_confirm_seconds=25")
     assert not stranger_reaches(hosts.address("guarded1"), 22)
     said, _ = process.communicate(timeout=300)
     assert process.returncode != 0
@@ -142,8 +154,7 @@ def test_rules_that_forbid_ssh_are_taken_back(hosts: Hosts) -> None:
 
 def test_an_interrupted_converge_is_taken_back(hosts: Hosts) -> None:
     before = rules(hosts)
-    process = converge("firewall_ssh_port=2222", "firewall_confirm_seconds=20")
-    eventually(hosts, "tcp dport 2222", there=True)
+    process = tried(hosts, "firewall_confirm_seconds=20")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     eventually(hosts, "tcp dport 2222", there=False)

@@ -19,7 +19,7 @@ print(block.read_path("tests/scenario").decode())
 
 @pytest.fixture(scope="session", autouse=True)
 def _ready(hosts: Hosts) -> None:
-    hosts.eventually("worker1", "prefect-cli", "work-pool", "ls", user="prefect", seconds=180)
+    hosts.await_api("worker1")
 
 
 def test_the_deployments_are_there(hosts: Hosts) -> None:

@@ -34,7 +34,7 @@ print(run.state.type.value, run.id)
 def test_the_manifest_of_a_run_is_read_from_the_bucket_by_another_host(
     hosts: Hosts, secrets: dict[str, str]
 ) -> None:
-    hosts.eventually("client1", "prefect-cli", "work-pool", "ls", user="prefect", seconds=180)
+    hosts.await_api("client1")
     state, run = hosts.prefect("client1", RUN).split()
     assert state == "COMPLETED"
     program = "import json; print(json.load(open('/etc/prefect/manifests.json'))['endpoint_url'])"
