@@ -50,7 +50,7 @@ def test_all_of_it(benchmarks: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "benchmarks/good").write_text(f"{good}({json.dumps({'rows': [ROW]})!r})")
     (tmp_path / "benchmarks/bad").write_text(bad)
     (tmp_path / "lab.py").write_text("import sys; open('down', 'w').write(' '.join(sys.argv[1:]))")
-    monkeypatch.setattr(benchmarks, "BENCHMARKS", {"bad": [], "good": []})
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", {"bad": "", "good": ""})
     monkeypatch.setattr(benchmarks, "PROJECT", tmp_path)
     monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["all"])
