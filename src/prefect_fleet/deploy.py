@@ -56,7 +56,8 @@ from prefect_fleet.deployments import (
 from prefect_fleet.inputs import InputError, read_file, require_mapping
 from prefect_fleet.journal import Journal, finish
 from prefect_fleet.plan import Item, count_changes, print_plan, to_json
-from prefect_fleet.pools import Pool, PoolChange, parse_pools, plan_pools, write_pool
+from prefect_fleet.pool_changes import PoolChange, plan_pools, write_pool
+from prefect_fleet.pools import Pool, parse_pools
 from prefect_fleet.prefect_files import Files, check_files
 from prefect_fleet.server_state import ServerState, read_state
 

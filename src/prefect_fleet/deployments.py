@@ -25,7 +25,7 @@ from prefect_fleet.differences import differences
 from prefect_fleet.faults import Fault
 from prefect_fleet.journal import Journal, PutBackError
 from prefect_fleet.plan import Item
-from prefect_fleet.pools import create_queue
+from prefect_fleet.pool_changes import create_queue
 from prefect_fleet.prefect_files import Entry, find_templates
 from prefect_fleet.server_state import ServerState, read_automations, read_pages
 

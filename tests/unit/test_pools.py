@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -50,6 +55,63 @@ def test_pools_are_made_changed_and_left_alone(run):
     assert read_pool("second").concurrency_limit == 0
     assert run({"name": "second", "type": "process"}) == {"second": "changed"}
     assert read_pool("second").concurrency_limit is None
+
+
+PROGRAM = """
+import sys
+from prefect_fleet.pools import main
+status = main(sys.argv[1:])
+print("prefect" in sys.modules)
+sys.exit(status)
+"""
+
+
+def takes_prefect(*pools: dict, **environment: str) -> bool:
+    """Whether a new process has to import Prefect for these pools."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "-"],
+        input=json.dumps(pools),
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()[-1] == "True"
+
+
+def test_pools_that_are_as_listed_are_seen_without_prefect(run):
+    pools = [{"name": f"seen {letter}", "type": "process"} for letter in "ab"]
+    pools[1] |= {"concurrency_limit": 2, "work_queues": ["a b"]}
+    assert takes_prefect(*pools)
+    assert not takes_prefect(*pools)
+    for change in ({"concurrency_limit": 3}, {"work_queues": ["a b", "d"]}):
+        pools[1] |= change
+        assert takes_prefect(*pools)
+        assert not takes_prefect(*pools)
+
+
+def test_they_are_asked_for_with_the_password(run):
+    pool = {"name": "guarded", "type": "process"}
+    run(pool)
+    shown = read_pool("guarded").model_dump_json().encode()
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given = self.headers["Authorization"] == "Basic YWRtaW46YTpi"
+            self.send_response(200 if given else 401)
+            self.end_headers()
+            self.wfile.write(shown)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/api"
+            assert not takes_prefect(pool, PREFECT_API_URL=url, PREFECT_API_AUTH_STRING="admin:a:b")
+        finally:
+            server.shutdown()
 
 
 LIMITS = ("memory_max", "cpu_quota", "tasks_max")
