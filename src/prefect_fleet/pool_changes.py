@@ -12,8 +12,8 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_fleet.inputs import InputError
 from prefect_fleet.journal import Journal
-from prefect_fleet.plan import Item, PlanStatus
-from prefect_fleet.pools import Pool, with_limits, worker_class
+from prefect_fleet.plan import Item
+from prefect_fleet.pools import Pool, differences, missing_queues, with_limits, worker_class
 from prefect_fleet.server_state import read_pages
 
 
@@ -70,26 +70,20 @@ def plan_pools(
 
 
 def _plan(pool: Pool, stored: WorkPool | None, queues: Set[str]) -> PoolChange:
-    # Every pool is made with a queue of this name.
-    there = queues if stored else {"default"}
-    missing = tuple(name for name in dict.fromkeys(pool.work_queues) if name not in there)
-    details = []
-    if stored is not None and stored.concurrency_limit != pool.concurrency_limit:
-        old, new = (_shown(one.concurrency_limit) for one in (stored, pool))
-        details.append(f"concurrency_limit: {old} -> {new}")
-    details += [f"work queue {name} is new" for name in missing]
+    if stored is None:
+        # Every pool is made with a queue of this name.
+        missing = missing_queues(pool, {"default"})
+        details = [f"work queue {name} is new" for name in missing]
+        item = Item("work pool", pool.name, "new", details)
+        return PoolChange(item, pool, None, tuple(missing))
+    before = stored.base_job_template or _default_template(pool)
+    details = differences(pool, stored.concurrency_limit, queues, before)
+    item = Item("work pool", pool.name, "changed" if details else "unchanged", details)
     template = None
-    if stored is not None and pool.type == "process":
-        template, added = with_limits(stored.base_job_template or _default_template(pool))
-        details += [f"job variable {name} is new" for name in added]
-        template = template if added else None
-    status: PlanStatus = "new" if stored is None else "changed" if details else "unchanged"
-    item = Item("work pool", pool.name, status, details)
-    return PoolChange(item, pool, stored, missing, template)
-
-
-def _shown(limit: int | None) -> str:
-    return "none" if limit is None else str(limit)
+    if pool.type == "process":
+        made, added = with_limits(before)
+        template = made if added else None
+    return PoolChange(item, pool, stored, tuple(missing_queues(pool, queues)), template)
 
 
 def _template(pool: Pool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -156,6 +156,32 @@ def with_limits(template: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     return made, added
 
 
+def differences(
+    pool: Pool, limit: int | None, queues: Set[str], template: Mapping[str, Any]
+) -> list[str]:
+    """Return what has to change of a pool that is there, a line each.
+
+    Args:
+        pool: as it should be.
+        limit: the concurrency limit that it has.
+        queues: names of its work queues.
+        template: its base job template.
+    """
+    found = []
+    if limit != pool.concurrency_limit:
+        old, new = ("none" if one is None else str(one) for one in (limit, pool.concurrency_limit))
+        found.append(f"concurrency_limit: {old} -> {new}")
+    found += [f"work queue {name} is new" for name in missing_queues(pool, queues)]
+    if pool.type == "process":
+        found += [f"job variable {name} is new" for name in with_limits(template)[1]]
+    return found
+
+
+def missing_queues(pool: Pool, queues: Set[str]) -> list[str]:
+    """Return the work queues that a pool should have and that are not among these."""
+    return [name for name in dict.fromkeys(pool.work_queues) if name not in queues]
+
+
 def are_there(pools: list[Pool]) -> bool:
     """Whether the server has every pool as it should be; False, too, where it does not tell.
 
@@ -169,23 +195,26 @@ def are_there(pools: list[Pool]) -> bool:
     try:
         with httpx.Client(base_url=url, auth=auth, timeout=20) as client:
             return all(_is_there(client, pool) for pool in pools)
-    except httpx.HTTPError:
+    # An address of something else answers with a page, which is no JSON.
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return False
 
 
 def _is_there(client: httpx.Client, pool: Pool) -> bool:
     path = f"/work_pools/{quote(pool.name, safe='')}"
     found = client.get(path)
-    if found.is_error:
+    if not found.is_success:
         return False
     stored = found.json()
-    if (stored["type"], stored["concurrency_limit"]) != (pool.type, pool.concurrency_limit):
+    # Prefect alone knows what becomes of a pool of another type, or without a template.
+    if stored["type"] != pool.type or not (template := stored["base_job_template"]):
         return False
-    template = stored["base_job_template"]
-    if pool.type == "process" and (not template or with_limits(template)[1]):
-        return False
-    queues = (f"{path}/queues/{quote(name, safe='')}" for name in pool.work_queues)
-    return all(client.get(queue).is_success for queue in queues)
+    queues = {
+        name
+        for name in pool.work_queues
+        if client.get(f"{path}/queues/{quote(name, safe='')}").is_success
+    }
+    return not differences(pool, stored["concurrency_limit"], queues, template)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,11 +1,13 @@
 """Work pools from a list."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import WorkPool
 from prefect.workers.process import ProcessWorker
 
-from prefect_fleet.pools import main
+from prefect_fleet.pools import Pool, are_there, main
 from prefect_operations.limits import RunJobConfiguration
 
 
@@ -59,7 +61,7 @@ def test_pools_are_made_changed_and_left_alone(run):
 
 PROGRAM = """
 import sys
-from prefect_fleet.pools import main
+from prefect_fleet.pools import Pool, are_there, main
 status = main(sys.argv[1:])
 print("prefect" in sys.modules)
 sys.exit(status)
@@ -90,14 +92,13 @@ def test_pools_that_are_as_listed_are_seen_without_prefect(run):
         assert not takes_prefect(*pools)
 
 
-def test_they_are_asked_for_with_the_password(run):
-    pool = {"name": "guarded", "type": "process"}
-    run(pool)
-    shown = read_pool("guarded").model_dump_json().encode()
+@contextlib.contextmanager
+def answering(shown: bytes, authorization: str | None = None) -> Iterator[str]:
+    """Address of what answers every question so; 401 to those who are not authorized."""
 
-    class Guarded(BaseHTTPRequestHandler):
+    class Answering(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            given = self.headers["Authorization"] == "Basic YWRtaW46YTpi"
+            given = authorization in (None, self.headers["Authorization"])
             self.send_response(200 if given else 401)
             self.end_headers()
             self.wfile.write(shown)
@@ -105,13 +106,29 @@ def test_they_are_asked_for_with_the_password(run):
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
         try:
-            url = f"http://127.0.0.1:{server.server_port}/api"
-            assert not takes_prefect(pool, PREFECT_API_URL=url, PREFECT_API_AUTH_STRING="admin:a:b")
+            yield f"http://127.0.0.1:{server.server_port}/api"
         finally:
             server.shutdown()
+
+
+def test_they_are_asked_for_with_the_password(run):
+    pool = {"name": "guarded", "type": "process"}
+    run(pool)
+    shown = read_pool("guarded").model_dump_json().encode()
+
+    with answering(shown, "Basic YWRtaW46YTpi") as url:
+        assert not takes_prefect(pool, PREFECT_API_URL=url, PREFECT_API_AUTH_STRING="admin:a:b")
+
+
+def test_what_is_not_the_api_does_not_tell(monkeypatch):
+    pools = [Pool("a", "process", None)]
+    with answering(b"<html>") as page:
+        for url in (page, "http://[::1:4200/api", "4200"):
+            monkeypatch.setenv("PREFECT_API_URL", url)
+            assert not are_there(pools)
 
 
 LIMITS = ("memory_max", "cpu_quota", "tasks_max")
