@@ -14,7 +14,6 @@ Exit status: 0 done, 1 nothing or not everything was done (reasons on stderr), 2
 import asyncio
 import copy
 import json
-import os
 import sys
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from urllib.parse import quote
 
 import httpx
 
+from prefect_fleet.bare_api import CannotTellError, bare_client
 from prefect_fleet.inputs import InputError, file_argument, read_file, require_mapping
 
 # Job variables for what one flow run may take, as `prefect_operations.limits` reads them.
@@ -183,20 +183,11 @@ def missing_queues(pool: Pool, queues: Set[str]) -> list[str]:
 
 
 def are_there(pools: list[Pool]) -> bool:
-    """Whether the server has every pool as it should be; False, too, where it does not tell.
-
-    Asks $PREFECT_API_URL as $PREFECT_API_AUTH_STRING, which come before all other settings.
-    """
-    url = os.environ.get("PREFECT_API_URL")
-    user, colon, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
-    if not url:
-        return False
-    auth = httpx.BasicAuth(user, password) if colon else None
+    """Whether the server has every pool as it should be; False, too, where it does not tell."""
     try:
-        with httpx.Client(base_url=url, auth=auth, timeout=20) as client:
+        with bare_client() as client:
             return all(_is_there(client, pool) for pool in pools)
-    # An address of something else answers with a page, which is no JSON.
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+    except CannotTellError:
         return False
 
 

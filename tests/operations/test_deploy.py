@@ -82,6 +82,11 @@ def test_a_deploy_of_what_is_there_changes_nothing(playbook: Playbook, laptop: L
     assert change_count(done) == 0
     assert "nothing to do" in done.stdout.lower()
     assert (inspect(laptop, "dhis2_ou/dhis2-ou"), releases_in_use()) == before
+    # Known without a plan, the next time.
+    done = playbook("deploy")
+    assert change_count(done) == 0
+    assert "as the last plan, for nothing" in done.stdout
+    assert "nothing to do" in done.stdout.lower()
 
 
 def test_a_new_flow_runs_on_the_workers(visitor: Path, laptop: Laptop) -> None:

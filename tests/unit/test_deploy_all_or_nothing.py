@@ -18,9 +18,10 @@ import pytest
 from prefect.client.base import PrefectHttpxAsyncClient
 from prefect.client.orchestration import get_client
 
-from prefect_fleet import deploy, stock
+from prefect_fleet import deploying, stock
 from prefect_fleet.api import new_client
 from prefect_fleet.blocks import BlockWriter
+from prefect_fleet.deploy import HOME
 from prefect_fleet.journal import Journal, PutBackError, finish
 from prefect_fleet.prefect_files import check_files
 from prefect_fleet.server_state import ServerState, read_pages, read_state
@@ -149,23 +150,23 @@ def prepare(tmp_path: Path, name: str) -> tuple[Path, list[str]]:
     return root, ["--settings", second, "--prune"]
 
 
-async def planned(root: Path, options: list[str]) -> tuple[ServerState, deploy.Plan]:
+async def planned(root: Path, options: list[str]) -> tuple[ServerState, deploying.Plan]:
     """Return what the server has, and what a deploy would do."""
     _, path, prune = options
-    given, faults = deploy.parse_settings(json.loads(Path(path).read_text()))
+    given, faults = deploying.parse_settings(json.loads(Path(path).read_text()))
     named = argparse.Namespace(plan=False, project=None, prune=prune == "--prune")
     async with stock.recorder() as recorder:
         state = await read_state(recorder)
-        files = check_files(root, deploy.HOME)
-        return state, await deploy.make_plan(recorder, state, files, given, faults, named)
+        files = check_files(root, HOME)
+        return state, await deploying.make_plan(recorder, state, files, given, faults, named)
 
 
-async def written(state: ServerState, plan: deploy.Plan) -> str | None:
+async def written(state: ServerState, plan: deploying.Plan) -> str | None:
     """Write a plan; return what is said where that fails."""
     async with new_client(BlockWriter) as client:
         try:
-            await deploy.write(client, state, plan)
-        except deploy.WriteError as error:
+            await deploying.write(client, state, plan)
+        except deploying.WriteError as error:
             return str(error)
     return None
 
