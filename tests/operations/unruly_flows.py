@@ -89,12 +89,14 @@ def fork_bomb(seconds: float) -> None:
 
 @flow
 def memory_hog(seconds: float) -> None:
-    """Take memory until that is refused, and keep it for a while."""
+    """Take memory until that is refused, and keep nearly all of it for a while."""
     held = []
     try:
         for _ in range(MOST_MIB // 16):
             held.append(b"x" * (16 * MIB))
     except MemoryError:
+        # With nothing left, Python may wait for ever for a thread that could not even begin.
+        del held[-4:]
         time.sleep(seconds)
         raise
 
