@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import httpx
 
+PAGE = 200  # the most that a `…/filter` route of the API shows at once
 # To connect to a server that is there takes milliseconds; a query may have to wait for others.
 _TIMEOUT = httpx.Timeout(20, connect=3)
 

@@ -25,10 +25,11 @@ from prefect.client.schemas.objects import BlockDocument, BlockSchema, BlockType
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from prefect_fleet.api import block_differences
+from prefect_fleet.bare_api import PAGE
 from prefect_fleet.inputs import InputError
 from prefect_fleet.journal import Journal
 from prefect_fleet.plan import Item
-from prefect_fleet.server_state import PAGE, read_pages
+from prefect_fleet.server_state import read_pages
 from prefect_fleet.stock import not_found
 
 

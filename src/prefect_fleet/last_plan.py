@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from prefect_fleet.bare_api import CannotTellError, bare_client, let_post
+from prefect_fleet.bare_api import PAGE, CannotTellError, bare_client, let_post
 
 # What systemd tells a unit of itself, most of it anew for each start.
 _OF_THIS_START = {
@@ -46,7 +46,6 @@ _KINDS = (
 )
 # Of things that workers ask for and runs use; no plan looks at it.
 _RESTLESS = {"last_polled", "status", "updated"}
-_PAGE = 200  # the most that the API shows at once
 
 
 class LastPlan:
@@ -125,7 +124,7 @@ def _files(root: Path) -> Iterator[Path]:
 def _read(client: httpx.Client, kind: str) -> list[str]:
     """Return all things of a kind as texts, in an order that is the same each time."""
     found: list[str] = []
-    body: dict[str, Any] = {"limit": _PAGE}
+    body: dict[str, Any] = {"limit": PAGE}
     if kind == "block_documents":
         body["include_secrets"] = True
     while True:
@@ -134,7 +133,7 @@ def _read(client: httpx.Client, kind: str) -> list[str]:
         if not isinstance(shown, list):
             raise CannotTellError(f"{kind} are no list")
         found += (json.dumps(_at_rest(thing), sort_keys=True) for thing in shown)
-        if len(shown) < _PAGE:
+        if len(shown) < PAGE:
             return sorted(found)
 
 

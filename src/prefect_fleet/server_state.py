@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import WorkPool
 
-PAGE = 200
+from prefect_fleet.bare_api import PAGE
 
 
 @dataclass

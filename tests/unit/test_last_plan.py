@@ -320,7 +320,7 @@ def test_all_things_of_a_kind_are_read(root: Path, said: str, monkeypatch):
     """Page by page."""
     with bare_client() as client:
         whole = {kind: last_plan._read(client, kind) for kind in last_plan._KINDS}
-        monkeypatch.setattr(last_plan, "_PAGE", 2)
+        monkeypatch.setattr(last_plan, "PAGE", 2)
         assert {kind: last_plan._read(client, kind) for kind in last_plan._KINDS} == whole
     assert all(whole[kind] for kind in ("deployments", "flows", "work_pools", "work_queues"))
 

@@ -61,7 +61,7 @@ def test_pools_are_made_changed_and_left_alone(run):
 
 PROGRAM = """
 import sys
-from prefect_fleet.pools import Pool, are_there, main
+from prefect_fleet.pools import main
 status = main(sys.argv[1:])
 print("prefect" in sys.modules)
 sys.exit(status)

@@ -50,18 +50,32 @@ def rules(hosts: Hosts) -> str:
     return SCENARIO.fleet.run("guarded1", "nft --stateless list table inet prefect_fleet").stdout
 
 
+def eventually(
+    hosts: Hosts, wanted: str, *, there: bool, over: Callable[[], object] = lambda: False
+) -> None:
+    """Wait until a word is in the rules, or no longer; not once `over` says that it won't be."""
+    deadline = time.monotonic() + 120
+    while (wanted in (found := rules(hosts))) != there:
+        assert not over(), found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+
+
 def tried(hosts: Hosts, *settings: str) -> subprocess.Popen[str]:
     """Begin a converge whose rules forbid ssh, and wait until the host tries them."""
     process = converge("firewall_ssh_port=2222", *settings)
-    deadline = time.monotonic() + 120
-    while "tcp dport 2222" not in rules(hosts):
-        if process.poll() is not None or time.monotonic() >= deadline:
-            if process.poll() is None:
-                # It goes on for ever where it waits for the host.
-                os.killpg(process.pid, signal.SIGKILL)
-            said, _ = process.communicate()
-            raise AssertionError(f"{rules(hosts)}\nThe converge said:\n{said}")
-        time.sleep(0.3)
+
+    def ended() -> bool:
+        return process.poll() is not None
+
+    try:
+        eventually(hosts, "tcp dport 2222", there=True, over=ended)
+    except AssertionError as error:
+        if not ended():
+            # It goes on for ever where it waits for the host.
+            os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        raise AssertionError(f"{error}\nThe converge said:\n{said}") from None
     return process
 
 
@@ -150,10 +164,7 @@ def test_an_interrupted_converge_is_taken_back(hosts: Hosts) -> None:
     process = tried(hosts, "firewall_confirm_seconds=20")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    deadline = time.monotonic() + 120
-    while "tcp dport 2222" in (found := rules(hosts)):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.3)
+    eventually(hosts, "tcp dport 2222", there=False)
     assert rules(hosts) == before
     # A whole one puts right what the other left.
     said, _ = (process := converge()).communicate(timeout=300)
