@@ -178,10 +178,14 @@ class Runs:
                 job_variables=job_variables,
             )
 
-    def begin(self, run: FlowRun, stock: bool, **environment: str) -> "subprocess.Popen[str]":
-        """Start its process."""
+    def begin(
+        self, run: FlowRun, stock: bool, dotenv: str = "", **environment: str
+    ) -> "subprocess.Popen[str]":
+        """Start its process, in a folder that has a file .env if anything is to be in it."""
         work = self.folder / str(run.id)
         work.mkdir()
+        if dotenv:
+            (work / ".env").write_text(dotenv)
         return subprocess.Popen(
             STOCK if stock else [*CLIENT, str(self.socket), *STOCK],
             cwd=work,
@@ -226,26 +230,43 @@ def runs(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert parent.wait(30) == 0
 
 
-def test_settings_and_logging_are_those_of_a_new_process(runs: Runs) -> None:
-    """One test for each supported version of Prefect: it reads both when it is imported."""
+SETTINGS = {
+    "PREFECT_LOGGING_LEVEL": "DEBUG",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "mine",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "retries"),
+    [
+        # The zygote reads these for its first run, and they stay its own.
+        (SETTINGS, "3"),
+        ({"PREFECT_CLIENT_MAX_RETRIES": "4", "MINE": "1"}, "4"),
+        (SETTINGS | {"MINE": "2"}, "3"),
+        (SETTINGS | {"dotenv": 'PREFECT_CLIENT_CUSTOM_HEADERS={"x-mine":"3"}'}, "3"),
+        ({"prefect_client_max_retries": "5"}, "5"),
+    ],
+    ids=["first", "others", "those of the first", "from a file", "in small letters"],
+)
+def test_settings_and_logging_are_those_of_a_new_process(
+    runs: Runs, given: dict[str, str], retries: str
+) -> None:
+    """For each supported version of Prefect: it reads both when it is imported."""
     assert __version__.startswith("3.9.")
-    given = {
-        "PREFECT_LOGGING_LEVEL": "DEBUG",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "mine",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
-        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
-        "PREFECT_CLIENT_MAX_RETRIES": "3",
-    }
     found = []
     for stock in (False, True):
-        where = runs.folder / f"facts-{stock}"
+        where = runs.folder / "facts"
         run = runs.create("facts", {"where": str(where)})
         state, out = runs.end(run, runs.begin(run, stock, **given))
         assert state.is_completed(), out
         text = where.read_text().replace(str(run.id), "RUN")
         found.append(json.loads(text))
     assert found[0] == found[1]
-    assert found[0]["settings"]["PREFECT_CLIENT_MAX_RETRIES"] == "3"
+    assert found[0]["settings"]["PREFECT_CLIENT_MAX_RETRIES"] == retries
+    assert ("dotenv" in given) == ("PREFECT_CLIENT_CUSTOM_HEADERS" in found[0]["settings"])
 
 
 @pytest.mark.parametrize(

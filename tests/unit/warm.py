@@ -28,7 +28,9 @@ from prefect_fleet.warm import internals, {module}
 internals.ENGINE = "stand_in_engine"
 internals.CORE = {core!r}
 internals.unfit = lambda: None
-internals.renew = lambda own_code: None
+internals.renew = lambda made_with, said=None: None
+internals.decorating = tuple
+internals.setting_files = list
 internals.complete_models = lambda: None
 {module}.main(sys.argv[1:])
 """

@@ -6,6 +6,7 @@ zygote      imports once, then forks one child a run
 child       becomes the run: what `python -m prefect.engine` would have become
 imports     what is imported beforehand, and what proved unfit for it
 agreement   what a run and the zygote must have in common
+usual       settings and logging that most runs have
 sharing     what keeps their memory shared
 internals   everything that relies on how Prefect works inside
 

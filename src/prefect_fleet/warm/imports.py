@@ -99,7 +99,7 @@ class Preloader:
         if threads() != 1:
             return "starts a thread"
         for module in self._record.get("*", set()):
-            if module not in internals.PREFIXES and not module.startswith(internals.RENEWED):
+            if not internals.may_see_all_variables(module):
                 return f"depends on the whole environment ({module} reads it)"
         return None
 
@@ -110,10 +110,7 @@ class Preloader:
         return {
             os.fsencode(name)
             for name, modules in self._record.items()
-            if any(
-                module not in internals.PREFIXES and not module.startswith(internals.RENEWED)
-                for module in modules
-            )
+            if not all(map(internals.may_see_all_variables, modules))
         }
 
 

@@ -8,11 +8,13 @@ logging. Its threads, event loops and clients are made when they are first used,
 """
 
 import builtins
+import contextlib
 import importlib.abc
 import importlib.util
 import logging
 import sys
 import types
+from typing import TextIO
 
 ENGINE = "prefect.engine"
 # What prefect.engine imports. Not itself, for a child runs it as its main program.
@@ -44,6 +46,8 @@ PREFIXES = {
 }
 # Settings that `flow` and `task` read when they decorate a function.
 DECORATING = ("flows", "results", "tasks")
+# Files in a working directory that settings are read from.
+CONFIGURED_BY = (".env", "prefect.toml", "pyproject.toml")
 
 
 def unfit() -> str | None:
@@ -67,27 +71,49 @@ def complete_models() -> None:
             model.model_rebuild(raise_errors=False)
 
 
-def renew(own_code: bool) -> str | None:
-    """Give a child the settings and the logging of its own environment and working directory.
+def may_see_all_variables(module: str) -> bool:
+    """Return whether it is known what a module looks for that goes through the environment."""
+    return module in PREFIXES or module.startswith(RENEWED)
+
+
+def decorating() -> tuple[object, ...]:
+    """Return the settings that flows and tasks are made with."""
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    return tuple(getattr(settings, one) for one in DECORATING)
+
+
+def renew(made_with: tuple[object, ...] | None, said: TextIO | None = None) -> str | None:
+    """Take settings and logging from the environment and working directory of this process.
 
     Args:
-        own_code: modules that may define flows or tasks were imported beforehand.
+        made_with: `decorating` when modules were imported beforehand that may define flows or
+            tasks; None if none was.
+        said: for what is written to standard error about the settings; None: to there.
 
     Returns:
-        Why this child can't be what a new process would be, or None.
+        Why this process can't be what a new one would be, or None.
     """
     import prefect.context
     from prefect.settings import get_current_settings
 
-    before = get_current_settings()
-    prefect.context.refresh_global_settings_context()
-    after = get_current_settings()
-    if after.plugins.enabled:
+    with contextlib.redirect_stderr(said) if said else contextlib.nullcontext():
+        prefect.context.refresh_global_settings_context()
+    if get_current_settings().plugins.enabled:
         return "Prefect's plugins are on"
-    if own_code and any(getattr(before, one) != getattr(after, one) for one in DECORATING):
+    if made_with is not None and made_with != decorating():
         return "settings that flows and tasks are made with differ"
     _renew_logging()
     return None
+
+
+def setting_files() -> list[str]:
+    """Return the files outside of a working directory that settings and logging come from."""
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    return [str(settings.profiles_path), str(settings.logging.config_path)]
 
 
 def _renew_logging() -> None:

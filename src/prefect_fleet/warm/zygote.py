@@ -26,6 +26,7 @@ from typing import Any
 
 from prefect_fleet.warm import agreement, child, client, imports, internals, request, sharing
 from prefect_fleet.warm.settings import Settings
+from prefect_fleet.warm.usual import Usual, has_only_environment
 
 # A request is written in one go; who needs longer is no client of ours.
 SECONDS_TO_ASK = 2.0
@@ -81,6 +82,7 @@ class Zygote:
         self._learning = 0.0
         self._watched: dict[str, tuple[int, ...] | None] = {}
         self._seen: set[str] = set()
+        self._usual = Usual(lambda said: internals.renew(self._made_with, said), identity, say)
 
     def tell(self, **what: object) -> None:
         """Tell the parent; it may have gone."""
@@ -119,7 +121,8 @@ class Zygote:
         self._asked = preloader.finish()
         self._environment = environment
         self._failed = preloader.failed
-        self._own_code = any(map(self._is_own, set(sys.modules) - set(core)))
+        own_code = any(map(self._is_own, set(sys.modules) - set(core)))
+        self._made_with = internals.decorating() if own_code else None
         self._later = [name for name in learned if self._is_new(name)]
         # What is noted and yet not there can't be imported by this name.
         self._known = {*sys.modules, *learned}
@@ -297,6 +300,7 @@ class Zygote:
         if imports.threads() != 1:
             self._drain("a thread runs in it")
             return "a thread runs in the zygote"
+        usual = self._usual.fits(asked.environment)
         try:
             pid = os.fork()
         except OSError as error:
@@ -310,7 +314,7 @@ class Zygote:
                     group,
                     self._seeded,
                     self._reporting.fileno(),
-                    lambda: internals.renew(self._own_code),
+                    lambda: self._renew(usual),
                     self._report,
                 )
             finally:
@@ -319,6 +323,12 @@ class Zygote:
         self._runs[pid] = Run(connection, flow_run, asked.environment.get(client.PEAK_FILE))
         self._selector.register(connection, selectors.EVENT_READ, pid)
         return None
+
+    def _renew(self, usual: bool) -> str | None:
+        """Have, in a child, the settings and logging of its run; return why that can't be."""
+        if usual and has_only_environment():
+            return None
+        return internals.renew(self._made_with)
 
     def _report(self) -> None:
         """Tell the zygote, from a child, what was imported there."""
