@@ -199,11 +199,12 @@ def test_random_numbers_differ_from_run_to_run(warm: Warm) -> None:
     warm.stop()
     warm.start()
     warm.hear("ready")
-    do = "import numbers_of_ours, random, uuid, os\n"
-    do += "print(random.random(), numbers_of_ours.ours.random(), uuid.uuid4(), os.getppid())"
-    first, second = (warm.run(do).stdout.split() for _ in range(2))
-    assert first[3] == second[3] == str(warm.zygote.pid)
-    assert not set(first[:3]) & set(second[:3])
+    do = "import numbers_of_ours, random, uuid, os, ssl\n"
+    do += "print(os.getppid(), random.random(), numbers_of_ours.ours.random(), uuid.uuid4(),"
+    do += " ssl.RAND_bytes(8).hex())"
+    (parent, *first), (other, *second) = (warm.run(do).stdout.split() for _ in range(2))
+    assert parent == other == str(warm.zygote.pid)
+    assert not set(first) & set(second)
 
 
 def test_run_ends_with_a_killed_client(warm: Warm) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import importlib.abc
 import importlib.util
 import logging
+import ssl
 import sys
 import types
 from typing import TextIO
@@ -69,6 +70,11 @@ def complete_models() -> None:
         waiting += model.__subclasses__()
         if model.__module__.startswith("prefect.") and not model.__pydantic_complete__:
             model.model_rebuild(raise_errors=False)
+
+
+def prepare_tls() -> None:
+    """Have OpenSSL find its algorithms, which it does once a process, for the first certificate."""
+    ssl.create_default_context()
 
 
 def may_see_all_variables(module: str) -> bool:

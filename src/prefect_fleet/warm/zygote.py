@@ -119,6 +119,7 @@ class Zygote:
             self._watch_modules()
         internals.complete_models()
         self._asked = preloader.finish()
+        internals.prepare_tls()
         self._environment = environment
         self._failed = preloader.failed
         own_code = any(map(self._is_own, set(sys.modules) - set(core)))
