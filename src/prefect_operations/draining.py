@@ -23,6 +23,7 @@ import anyio.abc
 import httpx
 import prefect.workers.process as process_worker
 from prefect._internal.attempt_control import Intent
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from prefect.runner._control_channel import ControlSignalStatus
@@ -83,6 +84,7 @@ class Attempt:
         reported: set when the drain, which is ending the run, has told the server; None when
             nobody is ending it. What Prefect holds is kept until then.
         is_told: the server has the state that the drain gave it, or a better one.
+        over_since: when the server was first seen to have it as ended, by the event loop's clock.
     """
 
     run: FlowRun
@@ -94,6 +96,7 @@ class Attempt:
     starter: GroupedStarter | None = None
     reported: anyio.Event | None = None
     is_told: bool = False
+    over_since: float | None = None
 
 
 _attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
@@ -264,7 +267,37 @@ class DrainingWorker(ProcessWorker, abc.ABC):
                 return await super().run(flow_run, configuration, task_status)
         finally:
             self._attempts.discard(attempt)
-        return ProcessWorkerResult(status_code=0, identifier="ended by the drain")
+        return ProcessWorkerResult(status_code=0, identifier="ended by the worker")
+
+    async def end_lingering(self, seconds: float, tell: Callable[[str], None]) -> None:
+        """End processes whose runs have been over for so long; to be called now and then.
+
+        A process waits at its end for each thread that is no daemon. One that is kept for ever
+        holds its place under the worker's limit. Hooks, too, run after a run's end.
+
+        Args:
+            seconds: how long they may stay.
+            tell: called with a sentence for each that is ended.
+        """
+        if self._is_draining:
+            return
+        attempts = {attempt.run.id: attempt for attempt in self._attempts if attempt.context}
+        if not attempts:
+            return
+        ours = FlowRunFilter(id=FlowRunFilterId(any_=list(attempts)))
+        now = asyncio.get_running_loop().time()
+        for run in await self.client.read_flow_runs(flow_run_filter=ours):
+            attempt = attempts[run.id]
+            if run.state is None or not run.state.is_final():
+                attempt.over_since = None
+            elif attempt.over_since is None:
+                attempt.over_since = now
+            elif now - attempt.over_since >= seconds:
+                tell(
+                    f"Flow run {run.id} has been {run.state.name} for more than {seconds:g} s, and "
+                    "its process was still there: it is ended"
+                )
+                await self._kill(attempt)
 
     async def close_left_over(self, before: Any, why: str) -> list[str]:
         """Mark the runs that an earlier process of this worker had and left without a word.

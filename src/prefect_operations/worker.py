@@ -25,6 +25,8 @@ from prefect_operations.warm import WarmStart, configuration
 
 # From one try to clear up after an earlier process to the next; seconds.
 _RETRY_SECONDS = 5.0
+# From one look for processes that outlast their runs to the next; seconds.
+_LOOK_SECONDS = 60.0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,6 +43,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--drain-then", choices=THEN, default="crash", help="what becomes of runs after that"
+    )
+    parser.add_argument(
+        "--linger-seconds",
+        type=float,
+        default=600,
+        help="how long a run's process may stay when the run has ended; 0: for ever",
     )
     parser.add_argument(
         "--warm-start", type=Path, metavar="FOLDER", help="fork runs; what that needs is here"
@@ -69,6 +77,9 @@ async def serve(arguments: argparse.Namespace) -> None:
         worker.job_configuration = configuration(warm)
         warming = asyncio.create_task(warm.keep())
     waking = asyncio.create_task(wake(worker, settings.worker.query_seconds))
+    lingering = None
+    if arguments.linger_seconds:
+        lingering = asyncio.create_task(end_lingering(worker, arguments.linger_seconds))
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -94,12 +105,25 @@ async def serve(arguments: argparse.Namespace) -> None:
         )
         serving.cancel()
     stopping.cancel()
-    for task in filter(None, (waking, warming)):
+    for task in filter(None, (waking, warming, lingering)):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
     with contextlib.suppress(asyncio.CancelledError):
         await serving
+
+
+async def end_lingering(worker: DrainingWorker, seconds: float) -> None:
+    """Look again and again for processes whose runs have been over for so long, and end them."""
+    while True:
+        await anyio.sleep(min(_LOOK_SECONDS, seconds))
+        try:
+            if worker.is_setup:
+                await worker.end_lingering(seconds, say)
+        except httpx.HTTPError:
+            pass  # the worker itself says that the API is away
+        except Exception as error:
+            say(f"It could not be seen whether processes outlast their runs: {error}")
 
 
 async def clear_up(worker: DrainingWorker, began: datetime) -> None:

@@ -18,6 +18,7 @@ from tests.unit.warm import children
 
 FLOW = """
 import os
+import threading
 import time
 
 from prefect import flow
@@ -38,8 +39,14 @@ def child(begun: str, until: str):
 
 @flow(name="waiter", on_crashed=[note], on_cancellation=[note])
 def waiter(begun: str, until: str):
+    if "lingering" in begun:
+        # Python waits for it at its end.
+        threading.Thread(target=threading.Event().wait).start()
+        return
     child(begun, until)
 """
+# Has a worker in one test alone.
+LINGERING = "lingering"
 # Pool by pool: what its worker is told, and whether it is asked twice to stop.
 POOLS: dict[str, tuple[list[str], int]] = {
     "patient": (["--drain-seconds", "120", "--limit", "1"], 1),
@@ -77,7 +84,7 @@ class Fleet:
         template = ProcessWorker.get_default_base_job_template()
         async with get_client() as client:
             flow = await client.create_flow_from_name("waiter")
-            for pool in POOLS:
+            for pool in (*POOLS, LINGERING):
                 await client.create_work_pool(
                     WorkPoolCreate(name=pool, type="process", base_job_template=template)
                 )
@@ -275,6 +282,22 @@ def test_a_worker_takes_runs_that_come_between_its_polls(stopped):
     time.sleep(3)
     # The worker is told of one, and has no place for the other until that one has ended.
     complete("second", "third")
+
+
+def test_a_process_that_outlasts_its_run_is_ended(stopped):
+    fleet, pool = stopped.fleet, LINGERING
+    options = ("--limit", "1", "--linger-seconds", "5")
+    fleet.start_worker(pool, *options)
+    runs = [fleet.start_run(pool, name) for name in ("first", "second")]
+    for run in runs:
+        # The second has no place while the first one's process is there.
+        wait_for(lambda run=run: read_run(run).state.is_completed(), lambda: fleet.log(pool))
+    wait_for(lambda: not children(fleet.workers[pool].pid), lambda: fleet.log(pool))
+    log = fleet.log(pool)
+    for run in runs:
+        assert f"Flow run {run} has been Completed for more than 5 s" in log
+        assert read_run(run).state.is_completed(), log
+        assert list((fleet.folder / "notes").glob(f"{run}.*")) == []
 
 
 async def take(run: str, worker: str) -> None:

@@ -111,6 +111,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "prefect_worker_canary_pool": "canary",
         "prefect_worker_query_seconds": 0.5,
         "prefect_worker_drain_seconds": 300,
+        "prefect_worker_linger_seconds": 600,
         "prefect_worker_heartbeat_seconds": 30,
         "prefect_worker_run_heartbeat_seconds": 30,
     },
@@ -329,6 +330,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "prefect_worker_run_heartbeat_seconds 0: write 1 or more seconds",
     ),
     ("prefect_worker", {"prefect_worker_query_seconds": 0}, "prefect_worker_query_seconds is 0"),
+    (
+        "prefect_worker",
+        {"prefect_worker_linger_seconds": -1},
+        "prefect_worker_linger_seconds is -1",
+    ),
     (
         "prefect_manifests",
         {"prefect_manifests_seconds": 0},
