@@ -44,7 +44,7 @@ sums() {
 # Prints a tar of the files.
 files() {
     install -d -m 0700 $given
-    if [ -e /etc/postgresql ]; then
+    if [ -e /etc/postgresql/17/main/conf.d/prefect-fleet.conf ]; then
         # Its password is stored as what verifies it.
         (umask 077 && as_postgres pg_dumpall --roles-only | sed -n '/ ROLE prefect\b/p' >$given/roles.sql)
     fi

@@ -100,9 +100,14 @@ def find_ansible() -> Path:
     return Path(found).absolute()
 
 
+def python_of(ansible: Path) -> Path:
+    """The Python that has Ansible's modules."""
+    return ansible.resolve().parent / "python"
+
+
 def ask_python(ansible: Path, expression: str, module: str) -> str:
     """What an expression over a module says in Ansible's own Python; empty without that module."""
-    python = ansible.resolve().parent / "python"
+    python = python_of(ansible)
     if not python.exists():
         return ""
     program = f"import {module}; print({expression})"
