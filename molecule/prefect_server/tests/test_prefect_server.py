@@ -59,3 +59,19 @@ def test_its_settings_and_its_data_are_its_own(hosts: Hosts, secrets: dict[str, 
     command_lines = hosts.output("core1", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
     shown = [name for name, value in secrets.items() if value in command_lines]
     assert shown == []
+
+
+def test_its_connections_to_the_database_are_kept(hosts: Hosts, api: str) -> None:
+    """Each costs a TLS handshake and the preparation of its statements, so none is made twice."""
+
+    def after_requests() -> set[str]:
+        """The database's processes that serve the server, after 200 requests, 30 at a time."""
+        requests = "curl --silent --parallel --parallel-max 30 --output /dev/null"
+        hosts.output("core1", "sh", "-c", f"{requests} '{api}/ready?[1-200]'", user="nobody")
+        query = "select pid from pg_stat_activity where usename = 'prefect'"
+        return set(hosts.output("core1", "psql", "-Atc", query, user="postgres").split())
+
+    first = after_requests()
+    # Five are what Prefect keeps by itself.
+    assert len(first) > 5
+    assert first <= after_requests()
