@@ -96,6 +96,11 @@ def test_a_value_of_no_use_names_its_hosts_where_it_is_not_everybodys():
     assert mistake.startswith("db1, api1: postgres_port is not")
 
 
+def test_each_host_is_told_of_its_own_value():
+    (mistake,) = look({"postgres_port": 5432}, api1={"postgres_port": "a"})
+    assert mistake.startswith("api1: postgres_port is not")
+
+
 def test_what_is_found_out_later_is_left_to_the_role():
     """As Ansible gives it: some values fail when they are read, of others a part is missing."""
 

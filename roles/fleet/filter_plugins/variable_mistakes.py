@@ -69,19 +69,36 @@ def read_value(variables: Mapping[str, Any], name: str) -> Any:
     return _UNSET if isinstance(value, jinja2.Undefined) else value
 
 
+def plain(value: Any) -> Any:
+    """A copy without Ansible's own lists and dicts, which carry all that templates could need.
+
+    Ansible's check of a value makes copies of it, of which each would take all of that along.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
+
+
 def value_mistakes(
     hosts: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Each host with each mistake in a value of its variables."""
+    # Most hosts have the value that the one before has.
+    before: dict[str, tuple[Any, list[str]]] = {}
     for host, variables in hosts.items():
         for name in sorted(set(variables) & set(known)):
             if (value := read_value(variables, name)) is _UNSET:
                 continue
             try:
-                for mistake in type_mistakes(name, known[name], value):
-                    yield mistake, host
+                value = plain(value)
+                if name not in before or before[name][0] != value:
+                    before[name] = value, type_mistakes(name, known[name], value)
             except _LATER:
                 continue
+            for mistake in before[name][1]:
+                yield mistake, host
 
 
 def shared_mistakes(hosts: Mapping[str, Mapping[str, Any]], shared: Sequence[str]) -> list[str]:
