@@ -8,8 +8,10 @@ the wait. Exit status: 0 stopped, 1 the worker failed, 2 wrong usage.
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +29,9 @@ from prefect_operations.warm import WarmStart, configuration
 _RETRY_SECONDS = 5.0
 # From one look for processes that outlast their runs to the next; seconds.
 _LOOK_SECONDS = 60.0
+# How long a worker that has drained may take to part from the server; seconds. Prefect's own limits
+# add up to minutes where that does not answer, in which the host would not reboot.
+_PARTING_SECONDS = 10.0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -103,14 +108,27 @@ async def serve(arguments: argparse.Namespace) -> None:
             hurry=hurry,
             tell=say,
         )
+        leave_within(_PARTING_SECONDS)
         serving.cancel()
     stopping.cancel()
-    for task in filter(None, (waking, warming, lingering)):
+    others = list(filter(None, (waking, warming, lingering)))
+    for task in others:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await asyncio.gather(*others, return_exceptions=True)
     with contextlib.suppress(asyncio.CancelledError):
         await serving
+
+
+def leave_within(seconds: float) -> None:
+    """End this process after so many seconds, if it is still there; all that matters is done."""
+
+    def leave() -> None:
+        say("Stopped, without a word to the server, which does not answer")
+        os._exit(0)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 async def end_lingering(worker: DrainingWorker, seconds: float) -> None:

@@ -108,6 +108,15 @@ class PrefectServer:
             copy_database(self._database, self._migrated)
         return self._address
 
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """It answers nothing meanwhile, as one does whose host is gone."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End it and remove its files."""
         self._process.terminate()
@@ -161,6 +170,14 @@ def prefect_api(pytestconfig: pytest.Config) -> Iterator[str]:
         # What Prefect still has to send, it sends while the server is there.
         APILogWorker.drain_all()
         EventsWorker.drain_all()
+
+
+@pytest.fixture
+def silent_server(
+    pytestconfig: pytest.Config, prefect_api: str
+) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Has that server answer nothing, for as long as the context that it returns."""
+    return pytestconfig.stash[SERVER].silent
 
 
 def copy_database(source: Path, target: Path) -> None:

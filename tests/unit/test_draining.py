@@ -45,8 +45,9 @@ def waiter(begun: str, until: str):
         return
     child(begun, until)
 """
-# Has a worker in one test alone.
+# Each has a worker in one test alone.
 LINGERING = "lingering"
+SILENT = "silent"
 # Pool by pool: what its worker is told, and whether it is asked twice to stop.
 POOLS: dict[str, tuple[list[str], int]] = {
     "patient": (["--drain-seconds", "120", "--limit", "1"], 1),
@@ -84,7 +85,7 @@ class Fleet:
         template = ProcessWorker.get_default_base_job_template()
         async with get_client() as client:
             flow = await client.create_flow_from_name("waiter")
-            for pool in (*POOLS, LINGERING):
+            for pool in (*POOLS, LINGERING, SILENT):
                 await client.create_work_pool(
                     WorkPoolCreate(name=pool, type="process", base_job_template=template)
                 )
@@ -298,6 +299,16 @@ def test_a_process_that_outlasts_its_run_is_ended(stopped):
         assert f"Flow run {run} has been Completed for more than 5 s" in log
         assert read_run(run).state.is_completed(), log
         assert list((fleet.folder / "notes").glob(f"{run}.*")) == []
+
+
+def test_a_worker_does_not_wait_for_a_server_that_is_silent(stopped, silent_server):
+    fleet, pool = stopped.fleet, SILENT
+    fleet.start_worker(pool)
+    wait_for(lambda: "started!" in fleet.log(pool), lambda: fleet.log(pool))
+    with silent_server():
+        fleet.workers[pool].terminate()
+        assert fleet.workers[pool].wait(120) == 0, fleet.log(pool)
+    assert "Stopped, without a word to the server" in fleet.log(pool)
 
 
 async def take(run: str, worker: str) -> None:
