@@ -114,7 +114,9 @@ async def serve(arguments: argparse.Namespace) -> None:
     others = list(filter(None, (waking, warming, lingering)))
     for task in others:
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    for task in others:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
     with contextlib.suppress(asyncio.CancelledError):
         await serving
 
