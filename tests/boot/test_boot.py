@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.podman import LabError
-from tests.fleet.conftest import FLEET, Site, connect, members, wait_until
+from tests.fleet.conftest import FLEET, Site, connect, members, neighbour, wait_until
 
 # What needs neither another host nor the tailnet.
 ALONE = {
@@ -21,6 +21,8 @@ WAITING = {
     "prefect_server": ["prefect-server"],
     "prefect_worker": ["prefect-worker@default", "prefect-worker@projections-local"],
 }
+# At every address of its own the neighbour answers here.
+_NEIGHBOUR_PORT = 3142
 _LATE_SECONDS = 30
 _LATE = "/etc/systemd/system/tailscaled.service.d/late.conf"
 
@@ -46,6 +48,26 @@ def in_tailnet(host: str) -> bool:
         return False
 
 
+def neighbour_receives(host: str, address: str) -> bool:
+    """Whether a host's request for an address reaches a neighbour that passes for its router.
+
+    The neighbour has that address too, and would get the password with the request.
+    """
+    family = "-6" if ":" in address else "-4"
+    of_router = ["ip", family, "-oneline", "address", "show", "dev", "eth0"]
+    router = neighbour(*of_router).split()[3].split("/")[0]
+    route = f"{address} via {router} dev eth0"
+    url = f"http://[{address}]" if ":" in address else f"http://{address}"
+    neighbour("ip", "address", "add", address, "dev", "lo")
+    connect(host).check_output(f"ip {family} route add {route}")
+    try:
+        ask = f"curl --silent --max-time 5 --output /dev/null {url}:{_NEIGHBOUR_PORT}/"
+        return connect(host).run(ask).rc == 0
+    finally:
+        connect(host).check_output(f"ip {family} route del {route}")
+        neighbour("ip", "address", "del", address, "dev", "lo")
+
+
 def expect_healed(site: Site) -> None:
     """Wait for what people see of a fleet that is whole: it answers, and a run ends well."""
     worker = site.first("prefect_worker")
@@ -61,7 +83,7 @@ def expect_healed(site: Site) -> None:
         assert connect(host.name).check_output(failed) == ""
 
 
-def test_services_start_without_the_control_server_and_heal(site: Site) -> None:
+def test_without_the_control_server_services_start_nothing_leaks_and_all_heals(site: Site) -> None:
     control = site.first("headscale")
     others = [host.name for host in FLEET.hosts if host.name not in members("headscale")]
     control.check_output("systemctl stop headscale")
@@ -71,6 +93,11 @@ def test_services_start_without_the_control_server_and_heal(site: Site) -> None:
         assert not any(in_tailnet(name) for name in others)
         assert set(states(ALONE).values()) == {"active"}
         assert set(states(WAITING).values()) <= {"active", "activating"}
+        worker = members("prefect_worker")[0]
+        for elsewhere in ("192.0.2.1", "2001:db8::1"):
+            assert neighbour_receives(worker, elsewhere)
+        for in_the_tailnet in (site.address("prefect_server"), "fd7a:115c:a1e0::1"):
+            assert not neighbour_receives(worker, in_the_tailnet)
     finally:
         control.check_output("systemctl start headscale")
     expect_healed(site)

@@ -26,6 +26,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from testinfra.host import Host
 
 from lab.fleet import PROJECT, Fleet
+from lab.podman import podman
 from tests.fleet.programs import S3
 
 FLEET = Fleet.load(os.environ.get("LAB_FLEET", "lab"))
@@ -45,6 +46,11 @@ def connect(name: str) -> Host:
 def members(group: str) -> list[str]:
     """Names of the hosts of an inventory group."""
     return [host.name for host in FLEET.hosts if group in host.groups]
+
+
+def neighbour(*argv: str, input: str = "") -> str:
+    """Run a command on the fleet's apt cache: on the same network, and no host of the fleet."""
+    return podman("exec", "-i", FLEET.container("apt-cache"), *argv, input=input).stdout
 
 
 @dataclass

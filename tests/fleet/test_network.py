@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from lab.fleet import Host as Machine
-from lab.podman import podman
-from tests.fleet.conftest import FLEET, Laptop, Site, connect, members
+from tests.fleet.conftest import FLEET, Laptop, Site, connect, members, neighbour
 from tests.fleet.programs import CONNECT
 
 # Runs on a machine of the same network that is in no tailnet: which of a host's ports answer
@@ -54,11 +53,6 @@ SAMPLE = {
     "udp": [1, 53, 111, 123, 161, 5353, 41642, 65535],
 }
 USES_TAILSCALE = not str(FLEET.variables.get("fleet_interface", "")).startswith("eth")
-
-
-def neighbour(*argv: str, input: str = "") -> str:
-    """Run a command on the fleet's apt cache: on the same network, and no host of the fleet."""
-    return podman("exec", "-i", FLEET.container("apt-cache"), *argv, input=input).stdout
 
 
 def listening(host: str) -> dict[str, list[int]]:
