@@ -46,7 +46,12 @@ def page(browser: Browser) -> Iterator[Page]:
     """A page of a browser without a memory."""
     context = browser.new_context()
     context.set_default_timeout(_PATIENCE)
-    yield context.new_page()
+    page = context.new_page()
+    # Shown when a test fails: a part of the UI that does not come leaves the page empty.
+    page.on("requestfailed", lambda request: print(request.url, request.failure))
+    page.on("response", lambda answer: answer.ok or print(answer.url, answer.status))
+    page.on("console", lambda message: print(message.type, message.text))
+    yield page
     context.close()
 
 

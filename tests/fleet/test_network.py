@@ -166,8 +166,7 @@ def test_database_lets_in_the_server_and_nobody_else(site: Site) -> None:
     assert "InvalidPassword" in wrong
     for name in set(members("prefect_worker")) - set(members("prefect_server")):
         answer = site.python(connect(name), CONNECT, **right)
-        # Nobody answers, or the worker's own firewall does: in the tailnet nothing leads there.
-        assert answer.startswith(("TimeoutError", "OSError [Errno 113]")), answer
+        assert "TimeoutError" in answer
 
 
 def test_storage_user_reaches_its_bucket_only(site: Site) -> None:
